@@ -1,0 +1,1 @@
+"""Schemas, composition, preflight. Imports no ML library, so that `--help` and a typo answer at once."""

@@ -1,0 +1,49 @@
+"""What every schema shares: strict frozen models, and what a change of a field changes.
+
+YAML owns values, so no schema has a default; pydantic owns meaning, so the docstring under each field gives its unit
+and effect. `Changes` stands in each field's annotation and decides whether the run id depends on it.
+"""
+
+import hashlib
+import json
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Changes(Enum):
+    """What is different about a run when the field is different."""
+
+    MATHEMATICS = "mathematics"
+    """The numbers that training computes: part of the run id."""
+    DATA = "data"
+    """What is prepared for training: part of the prepared data's key; the run id has the content hash instead."""
+    PERFORMANCE = "performance"
+    """Time and memory only."""
+    SURFACE = "surface"
+    """Names, places, how much is shown."""
+
+
+class Settings(BaseModel):
+    """A group of settings: unknown keys refused, frozen, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    def fields_that_change(self, *effects: Changes) -> dict[str, Any]:
+        """The nested dictionary of the fields, at any depth, whose annotation is one of `effects`."""
+        found: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Settings):
+                if inner := value.fields_that_change(*effects):
+                    found[name] = inner
+            elif any(effect in field.metadata for effect in effects):
+                found[name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256, in hex, of `value` as canonical JSON (sorted keys, no spaces, no NaN)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

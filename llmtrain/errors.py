@@ -1,0 +1,74 @@
+"""Every error llmtrain raises on purpose, with the exit code its process ends with.
+
+    LLMTrainError
+    ├── UserError               2   the command, the config or an input file is wrong; the message says what to do next
+    │   ├── ConfigError             one or many settings are wrong: `problems` lists them all
+    │   ├── DataError               a source is missing, empty, undecodable, or has too many bad records
+    │   ├── TokenizerMismatch       the tokenizer does not fit the model or the data
+    │   ├── CheckpointMismatch      a checkpoint or a version belongs to another model
+    │   └── UnsupportedModel        the architecture fails the log-probability check on load
+    ├── RunFailed               3   the run itself went wrong
+    │   ├── NonFiniteLoss           the loss or the gradient is NaN or infinite
+    │   └── IntegrityError          a stored file no longer matches its recorded hash
+    ├── TryAgain               75   nothing is wrong with the request: preempted, disk full, lock held
+    └── Interrupted           130   Ctrl-C or SIGTERM; the state was saved
+"""
+
+
+class LLMTrainError(Exception):
+    """Base of all; `exit_code` is what the process ends with."""
+
+    exit_code = 3
+
+
+class UserError(LLMTrainError):
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """Settings are wrong.
+
+    `problems` holds one line for each, in the order of the config; a line names the setting, what is wrong, its origin
+    (file and line, or the override) and what to write instead.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{count} in the config:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+class DataError(UserError):
+    pass
+
+
+class TokenizerMismatch(UserError):
+    pass
+
+
+class CheckpointMismatch(UserError):
+    pass
+
+
+class UnsupportedModel(UserError):
+    pass
+
+
+class RunFailed(LLMTrainError):
+    exit_code = 3
+
+
+class NonFiniteLoss(RunFailed):
+    pass
+
+
+class IntegrityError(RunFailed):
+    pass
+
+
+class TryAgain(LLMTrainError):
+    exit_code = 75
+
+
+class Interrupted(LLMTrainError):
+    exit_code = 130
