@@ -10,8 +10,8 @@
     ├── RunFailed               3   the run itself went wrong
     │   ├── NonFiniteLoss           the loss or the gradient is NaN or infinite
     │   └── IntegrityError          a stored file no longer matches its recorded hash
-    ├── TryAgain               75   nothing is wrong with the request: preempted, disk full, lock held
-    └── Interrupted           130   Ctrl-C or SIGTERM; the state was saved
+    ├── TryAgain               75   nothing is wrong with the request: preempted (SIGTERM), disk full, lock held
+    └── Interrupted           130   Ctrl-C; the state was saved
 """
 
 

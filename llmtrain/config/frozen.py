@@ -1,0 +1,75 @@
+"""`config.json` of a run: the checked config with every reference resolved to an exact version and hash.
+
+Workers, sweeps and servers start from this file; nothing is composed twice.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llmtrain.config.base import Changes, Settings, content_hash
+from llmtrain.config.root import TrainConfig
+from llmtrain.errors import UserError
+
+
+class Resolved(BaseModel):
+    """What the config's references were when the run began. Paths are relative to the outputs directory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokenizer_path: str
+    tokenizer_sha256: str
+    text_path: str
+    text_sha256: str
+    pairs_path: str | None
+    pairs_sha256: str | None
+    parent_version: str | None
+    """`name@version`; null when from scratch or when the parent is a run that was never registered."""
+    parent_path: str | None
+    parent_weights_sha256: str | None
+
+
+class FrozenRun(BaseModel):
+    """A run, ready to start anywhere."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: TrainConfig
+    resolved: Resolved
+    attempt: int
+    """1, or more where `--again` asked for another run of the same mathematics."""
+
+    @property
+    def run_id(self) -> str:
+        """12 hex digits of the hash of all that the mathematics depends on: model, trainer, seed, precision, and the
+        content hashes of data, tokenizer and parent; not of where, how fast, or under which name it runs."""
+        identity: dict[str, Any] = {
+            "mathematics": self.config.fields_that_change(Changes.MATHEMATICS),
+            "data": [self.resolved.text_sha256, self.resolved.pairs_sha256],
+            "tokenizer": self.resolved.tokenizer_sha256,
+            "parent": self.resolved.parent_weights_sha256,
+        }
+        if self.attempt > 1:
+            identity["attempt"] = self.attempt
+        return content_hash(identity)[:12]
+
+    @property
+    def sha256(self) -> str:
+        return content_hash(self.model_dump(mode="json"))
+
+
+def recipe_sha256(trainer: Settings) -> str:
+    """Hash of a trainer's mathematics without its seed."""
+    fields = trainer.fields_that_change(Changes.MATHEMATICS)
+    return content_hash({name: value for name, value in fields.items() if name != "seed"})
+
+
+def thaw(path: Path) -> FrozenRun:
+    """Read a frozen run. Raises UserError where the file is missing or is not one."""
+    try:
+        return FrozenRun.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: no frozen config to start from ({error.strerror}); give a run's directory") from error
+    except ValidationError as error:
+        raise UserError(f"{path} is not a frozen config of this version of llmtrain: {error}") from error

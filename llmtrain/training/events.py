@@ -1,0 +1,136 @@
+"""What happens between two steps: metrics, evaluation, checkpoints, and the wish to stop.
+
+The order is fixed (measure, evaluate, write the row, save), and a checkpoint holds the size of `metrics.jsonl`, so that
+a resumed run cuts away the rows that it will write again: the file ends up as if nothing had happened.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+
+from llmtrain.config.trainer import Trainer
+from llmtrain.telemetry.metrics import MetricsFile
+from llmtrain.telemetry.progress import Progress
+from llmtrain.telemetry.tracking import Tracker
+from llmtrain.training import checkpoints
+from llmtrain.training.batches import StepBatch
+from llmtrain.training.module import TokenClock
+from llmtrain.training.schedule import due
+
+
+class Between(lightning.Callback):
+    """The events of one run. `evaluate` returns the validation figures, with a `loss` to choose the best by."""
+
+    def __init__(
+        self,
+        settings: Trainer,
+        directory: Path,
+        evaluate: Callable[[], dict[str, float]],
+        metrics: MetricsFile,
+        tracker: Tracker,
+        progress: Progress,
+    ) -> None:
+        self.settings, self.checkpoints, self.evaluate = settings, directory / "checkpoints", evaluate
+        self.metrics, self.tracker, self.progress = metrics, tracker, progress
+        self.best: dict[str, float] | None = None
+        self.stopped_by: signal.Signals | None = None
+        self.seconds = 0.0  # trained before this process, of the same run
+        self.row_tokens = 0
+        self._since_row: list[dict[str, float]] = []
+
+    # ---- stopping: a handler only sets a flag; the state is saved at the next step's boundary
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+        self.started = time.monotonic() - self.seconds
+        self.row_started = time.monotonic()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped_by is not None:  # asked twice: at once, without saving
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.stopped_by = signal.Signals(number)
+        print(f"\n{self.stopped_by.name}: stopping after this step; again to stop at once", file=sys.stderr)
+
+    # ---- between two steps
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: StepBatch, _: int
+    ) -> None:
+        assert isinstance(module, TokenClock)
+        self._since_row.append(module.figures)
+        before, after = module.tokens - batch.num_tokens, module.tokens
+        last = after >= module.total_tokens
+        self.progress.update(after, loss=module.figures["loss"])
+
+        row: dict[str, float] = {}
+        if last or due(before, after, self.settings.log_every_tokens):
+            row |= self._training_figures(module)
+        improved = False
+        if last or due(before, after, self.settings.evaluate_every_tokens):
+            found = self.evaluate()
+            row |= {f"validation/{name}": value for name, value in found.items()}
+            improved = self.best is None or found["loss"] < self.best["loss"]
+            if improved:
+                self.best = {"loss": found["loss"], "step": module.step}
+        if row:
+            self._write(module, row)
+        if last or improved or self.stopped_by or due(before, after, self.settings.checkpoint_every_tokens):
+            self.save(trainer, module)
+        if self.stopped_by:
+            trainer.should_stop = True
+
+    def _training_figures(self, module: TokenClock) -> dict[str, float]:
+        """Means over the steps since the last row."""
+        steps, self._since_row = self._since_row, []
+        now = time.monotonic()
+        tokens, self.row_tokens = module.tokens - self.row_tokens, module.tokens
+        speed, self.row_started = tokens / (now - self.row_started), now
+        return {
+            "train/loss": sum(step["loss"] for step in steps) / len(steps),
+            "train/grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),
+            "train/lr": steps[-1]["lr"],
+            "train/tokens_per_second": speed,
+        }
+
+    def _write(self, module: TokenClock, figures: dict[str, float]) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        place = {"step": module.step, "tokens": module.tokens}
+        self.metrics.append({**place, "time_utc": now, "seconds": round(time.monotonic() - self.started, 3), **figures})
+        self.tracker.log(module.step, figures)
+
+    def save(self, trainer: lightning.Trainer, module: TokenClock) -> None:
+        """Write the checkpoint of the step just done, point `best` at the best, remove what is no longer needed."""
+        trainer.save_checkpoint(self.checkpoints / f"step-{module.step:08d}", weights_only=False)
+        if self.best is not None:
+            checkpoints.mark_best(self.checkpoints / f"step-{int(self.best['step']):08d}")
+        checkpoints.prune(self.checkpoints)
+
+    # ---- what a resumed run needs
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: Any
+    ) -> None:
+        checkpoint["between"] = {
+            "best": self.best,
+            "metrics_bytes": self.metrics.size,
+            "since_row": self._since_row,
+            "row_tokens": self.row_tokens,
+            "seconds": time.monotonic() - self.started,
+        }
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: Any
+    ) -> None:
+        state = checkpoint["between"]
+        self.best, self._since_row, self.row_tokens = state["best"], state["since_row"], state["row_tokens"]
+        self.seconds = state["seconds"]
+        self.metrics.truncate(state["metrics_bytes"])

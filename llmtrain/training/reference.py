@@ -1,0 +1,92 @@
+"""The reference's log-probabilities: computed once, kept in `outputs/reference/<key>/`, spot-checked when read.
+
+The key is the hash of everything they depend on: weights, pairs (with their tokenizer and template) and precision.
+"""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from llmtrain.config.base import content_hash
+from llmtrain.config.infra import Infra
+from llmtrain.data.preferences import PreferencePairs
+from llmtrain.files import whole_directory
+from llmtrain.training.batches import AnswerLogProbs
+from llmtrain.training.evaluation import score_pairs
+
+SPOT_CHECKS = 4
+TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+"""Relative difference that another batch composition may cause."""
+
+
+def reference_log_probs(
+    model: PreTrainedModel,
+    splits: dict[str, PreferencePairs],
+    *,
+    weights_sha256: str,
+    pairs_sha256: str,
+    infra: Infra,
+    outputs: Path,
+    progress: Callable[[int], None],
+) -> dict[str, AnswerLogProbs]:
+    """For each split, the answers' log-probabilities under `model`; from the store where it has them.
+
+    What the store holds is compared with `model` on a few pairs of each split; where they differ, it is computed anew.
+    """
+    key = content_hash([weights_sha256, pairs_sha256, infra.precision])[:16]
+    directory = outputs / "reference" / key
+    if directory.exists():
+        stored = _read(directory)
+        if stored is not None and _agrees(model, splits, stored, infra):
+            return stored
+        print(f"{directory} does not agree with the reference: computing it anew", file=sys.stderr)
+        shutil.rmtree(directory)
+    computed, before = {}, 0
+    for split, pairs in splits.items():
+
+        def from_the_start(num_tokens: int, before: int = before) -> None:
+            progress(before + num_tokens)
+
+        computed[split] = score_pairs(model, pairs, list(range(len(pairs))), infra, from_the_start)
+        before += sum(pairs.num_tokens(index) for index in range(len(pairs)))
+    with whole_directory(directory) as aside:
+        tensors = {
+            f"{split}.{side}": getattr(scores, side)
+            for split, scores in computed.items()
+            for side in ("chosen", "rejected")
+        }
+        save_file(tensors, aside / "logprobs.safetensors")
+    return computed
+
+
+def _read(directory: Path) -> dict[str, AnswerLogProbs] | None:
+    try:
+        tensors = load_file(directory / "logprobs.safetensors")
+    except (OSError, SafetensorError):
+        return None
+    splits = {name.partition(".")[0] for name in tensors}
+    return {split: AnswerLogProbs(tensors[f"{split}.chosen"], tensors[f"{split}.rejected"]) for split in splits}
+
+
+def _agrees(
+    model: PreTrainedModel, splits: dict[str, PreferencePairs], stored: dict[str, AnswerLogProbs], infra: Infra
+) -> bool:
+    """Are evenly spread pairs of each split scored as the store says?"""
+    for split, pairs in splits.items():
+        if split not in stored or len(stored[split].chosen) != len(pairs):
+            return False
+        indices = sorted({i * len(pairs) // SPOT_CHECKS for i in range(SPOT_CHECKS)})
+        fresh = score_pairs(model, pairs, indices, infra)
+        for side in ("chosen", "rejected"):
+            tolerance = TOLERANCE[infra.precision]
+            if not torch.allclose(
+                getattr(stored[split], side)[indices], getattr(fresh, side), rtol=tolerance, atol=1e-3
+            ):
+                return False
+    return True

@@ -1,0 +1,244 @@
+"""One run, from a checked config to a registered model. Read `train` from top to bottom: it is the whole story.
+
+outputs/<name>/<run id>/config.json       the frozen config: what would make this run again
+                        metrics.jsonl     a row each log interval; curves.png is drawn from it
+                        baselines.json    what the last figures are held against, measured before training
+                        checkpoints/      what a restart continues from
+                        model/            the finished model, as `from_pretrained` loads it
+                        trained.json      its record; version.json: the registered one. With it, the run is over.
+"""
+
+import fcntl
+import json
+import logging
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+from llmtrain.artifacts import Evidence, ModelVersion, TrainedModel, weights_sha256
+from llmtrain.config.frozen import FrozenRun, recipe_sha256
+from llmtrain.config.root import TrainConfig
+from llmtrain.config.trainer import DPOTrainer, PretrainTrainer
+from llmtrain.errors import Interrupted, TryAgain
+from llmtrain.files import write_whole
+from llmtrain.journal import Journal
+from llmtrain.models import directory as model_directory
+from llmtrain.models.build import build, shape_sha256
+from llmtrain.models.logprobs import check_log_probs
+from llmtrain.registry.registry import Registry
+from llmtrain.telemetry.curves import plot_curves
+from llmtrain.telemetry.metrics import MetricsFile
+from llmtrain.telemetry.progress import Progress
+from llmtrain.telemetry.tracking import Tracker, open_tracker
+from llmtrain.training import checkpoints, device, tasks
+from llmtrain.training.batches import steps_from
+from llmtrain.training.card import model_card
+from llmtrain.training.events import Between
+from llmtrain.training.resolve import Inputs, Say, resolve
+
+
+def train(
+    config: TrainConfig, *, base_config: Callable[[], TrainConfig], again: bool = False, say: Say = print
+) -> TrainedModel:
+    """Train what `config` describes, or continue, or say that it is finished; returns the registered model's record.
+
+    `base_config` composes the pretraining that `trainer.init_from=latest` needs where nothing is registered. `again`
+    makes another run of the same mathematics. Raises the errors of `llmtrain.errors`; what was saved stays.
+    """
+    outputs = Path(config.outputs_dir)
+    device.apply(config.infra)
+    frozen, inputs = resolve(
+        config, outputs, train_base=lambda: train(base_config(), base_config=base_config, say=say), say=say
+    )
+    if again:
+        while (_directory(outputs, frozen) / "version.json").exists():
+            frozen = frozen.model_copy(update={"attempt": frozen.attempt + 1})
+    directory = _directory(outputs, frozen)
+    with _only_process(directory):
+        if (directory / "version.json").exists():
+            version = ModelVersion.read(directory / "version.json")
+            say(f"{directory} is finished: {version.label} (--again makes another run)")
+            return version.model
+        write_whole(directory / "config.json", frozen.model_dump_json(indent=2) + "\n")
+        return _run(frozen, inputs, outputs, directory, say)
+
+
+def _run(frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, say: Say) -> TrainedModel:
+    config, journal = frozen.config, Journal(outputs)
+    checkpoint = checkpoints.newest(directory / "checkpoints")
+    say(f"run {directory}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
+    journal.append("run.continued" if checkpoint else "run.started", run_id=frozen.run_id, config_sha256=frozen.sha256)
+
+    lightning.seed_everything(config.trainer.seed, verbose=False)
+    model = model_directory.load(inputs.parent.directory) if inputs.parent else build(config.model)
+    check_log_probs(model)
+    match config.trainer:
+        case PretrainTrainer() as settings:
+            task = tasks.pretraining(model, settings, config.infra, inputs, outputs)
+        case DPOTrainer() as settings:
+            task = tasks.preference(model, settings, config.infra, inputs, outputs)
+    baselines = _once(directory / "baselines.json", task.baselines)
+
+    metrics = MetricsFile(directory / "metrics.jsonl")
+    if checkpoint is None:
+        metrics.truncate(0)  # rows of a run that was killed before its first checkpoint
+    tracker = open_tracker(
+        config.tracking,
+        outputs=outputs,
+        experiment=config.name,
+        run_id=frozen.run_id,
+        run_directory=directory,
+        params=config.model_dump(mode="json"),
+        tags={"config_sha256": frozen.sha256, "dataset_sha256": _dataset_sha256(inputs)},
+    )
+    try:
+        _fit(frozen, task, directory, checkpoint, metrics, tracker)
+        say("evaluating on the test split")
+        figures = {f"test/{name}": value for name, value in task.evaluate("test").items()} | baselines
+        trained = _export(frozen, task, inputs, outputs, directory, figures)
+        plot_curves(directory / "metrics.jsonl", directory / "curves.png", baselines)
+        tracker.log(task.module.step + 1, figures)
+        for name in ("curves.png", "config.json", "metrics.jsonl"):
+            tracker.log_file(directory / name)
+        version = Registry(outputs).register(config.name, trained, tracker_run_id=tracker.tracker_run_id)
+    except Interrupted:
+        tracker.finish("KILLED")
+        raise
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    tracker.finish("FINISHED")
+    journal.append("run.finished", run_id=frozen.run_id, version=version.label, weights_sha256=trained.weights_sha256)
+    write_whole(directory / "version.json", version.model_dump_json(indent=2) + "\n")
+    say(f"registered {version.label}: {outputs / trained.path}")
+    _warn_if_language_suffered(config, figures, say)
+    return trained
+
+
+def _fit(
+    frozen: FrozenRun,
+    task: tasks.Task,
+    directory: Path,
+    checkpoint: Path | None,
+    metrics: MetricsFile,
+    tracker: Tracker,
+) -> None:
+    """Train from `checkpoint`, or from the start, to the end. Raises Interrupted or TryAgain when a signal stops it."""
+    config = frozen.config
+    step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    progress = Progress(task.module.total_tokens, config.name)
+    between = Between(config.trainer, directory, lambda: task.evaluate("validation"), metrics, tracker, progress)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    trainer = lightning.Trainer(
+        accelerator="gpu" if config.infra.accelerator == "cuda" else "cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        callbacks=[between],
+        plugins=[checkpoints.AtomicCheckpoints(), LightningEnvironment()],
+        deterministic=config.infra.deterministic,
+        default_root_dir=directory,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    if step == len(task.steps) and checkpoint:  # killed after the last step
+        state = checkpoints.AtomicCheckpoints().load_checkpoint(checkpoint)
+        task.module.load_state_dict(state["state_dict"])
+        task.module.on_load_checkpoint(state)
+        metrics.truncate(state["between"]["metrics_bytes"])
+        return
+    trainer.fit(task.module, steps_from(task.steps, step), ckpt_path=checkpoint)
+    progress.done()
+    match between.stopped_by:
+        case None:
+            return
+        case signal.SIGINT:
+            raise Interrupted(
+                f"interrupted; {directory} is saved at step {task.module.step}: the same command continues"
+            )
+        case _:
+            raise TryAgain(
+                f"asked to stop; {directory} is saved at step {task.module.step}: the same command continues"
+            )
+
+
+def _export(
+    frozen: FrozenRun, task: tasks.Task, inputs: Inputs, outputs: Path, directory: Path, figures: dict[str, float]
+) -> TrainedModel:
+    config, parent = frozen.config, inputs.parent
+    manifests = [manifest for manifest in (inputs.text, inputs.pairs) if manifest]
+    card = model_card(frozen, manifests, figures)
+    model_directory.save(task.module.model, inputs.tokenizer_directory, directory / "model", card)
+    trained = TrainedModel(
+        parents=tuple(manifest.sha256 for manifest in manifests) + ((parent.model.sha256,) if parent else ()),
+        run_id=frozen.run_id,
+        path=(directory / "model").relative_to(outputs).as_posix(),
+        trainer=config.trainer.kind,
+        shape_sha256=shape_sha256(config.model),
+        weights_sha256=weights_sha256(directory / "model"),
+        tokenizer_sha256=frozen.resolved.tokenizer_sha256,
+        config_sha256=frozen.sha256,
+        dataset_sha256=_dataset_sha256(inputs),
+        recipe_sha256=recipe_sha256(config.trainer),
+        parent_version=frozen.resolved.parent_version,
+        num_tokens_seen=task.module.tokens,
+        metrics=figures,
+    )
+    write_whole(directory / "trained.json", trained.model_dump_json(indent=2) + "\n")
+    evidence = Evidence(parents=(trained.sha256,), procedure="llmtrain.training.tasks", figures=figures)
+    write_whole(directory / "evidence.json", evidence.model_dump_json(indent=2) + "\n")
+    return trained
+
+
+def _warn_if_language_suffered(config: TrainConfig, figures: dict[str, float], say: Say) -> None:
+    if not isinstance(config.trainer, DPOTrainer):
+        return
+    rise = figures["test/heldout_loss"] / figures["base/heldout_loss"] - 1
+    if rise > config.trainer.heldout_loss_warning_share:
+        say(
+            f"warning: the held-out language loss rose by {rise:.1%}: the model prefers better and speaks worse; "
+            f"lower trainer.lr or trainer.epochs, or raise trainer.beta"
+        )
+    if figures["test/chosen_logp_change"] < 0:
+        say(
+            f"note: the chosen answers became less likely too ({figures['test/chosen_logp_change']:+.1f} nats an "
+            f"answer), only less so than the rejected ones"
+        )
+
+
+def _directory(outputs: Path, frozen: FrozenRun) -> Path:
+    return outputs / frozen.config.name / frozen.run_id
+
+
+def _dataset_sha256(inputs: Inputs) -> str:
+    return (inputs.pairs or inputs.text).content_sha256
+
+
+def _once(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `measure` returns, kept in `path`, so that a continued run is held against the same figures."""
+    if not path.exists():
+        write_whole(path, json.dumps(measure(), indent=2) + "\n")
+    found: dict[str, float] = json.loads(path.read_text())
+    return found
+
+
+@contextmanager
+def _only_process(directory: Path) -> Iterator[None]:
+    """Raises TryAgain where another process works on this run; the lock goes with the process, however it ends."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TryAgain(f"{directory}: another process works on this run; wait for it, or stop it") from error
+        yield

@@ -1,0 +1,91 @@
+"""What is particular to a trainer: its module, its steps, how it is judged, and what it is judged against."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from llmtrain.config.infra import Infra
+from llmtrain.config.trainer import DPOTrainer, PretrainTrainer
+from llmtrain.data.preferences import PreferencePairs
+from llmtrain.data.text import TokenShards
+from llmtrain.telemetry.progress import Progress
+from llmtrain.training.batches import PairSteps, TextSteps
+from llmtrain.training.evaluation import language_loss, preference_figures, score_pairs, unigram_baseline
+from llmtrain.training.losses import accuracy
+from llmtrain.training.module import DirectPreference, Pretraining, TokenClock
+from llmtrain.training.reference import reference_log_probs
+from llmtrain.training.resolve import Inputs
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of training, ready to start."""
+
+    module: TokenClock
+    steps: TextSteps | PairSteps
+    evaluate: Callable[[str], Figures]
+    """The figures of a split (`validation`, `test`), under the module's present weights."""
+    baselines: Callable[[], Figures]
+    """What the last figures are held against, on the test split; to be called before training."""
+
+
+def pretraining(model: PreTrainedModel, trainer: PretrainTrainer, infra: Infra, inputs: Inputs, outputs: Path) -> Task:
+    """Next-token prediction, judged by held-out loss, held against a unigram model."""
+    directory = outputs / inputs.text.path
+    shards = {split: TokenShards(directory, split) for split in ("train", "validation", "test")}
+    steps = TextSteps(shards["train"], trainer, infra.micro_batch_tokens)
+    module = Pretraining(model, trainer, infra, total_tokens=steps.tokens_before(len(steps)))
+
+    def evaluate(split: str) -> Figures:
+        return language_loss(model, shards[split], inputs.text.splits[split], trainer.sequence_tokens, infra)
+
+    def baselines() -> Figures:
+        found = unigram_baseline(shards["train"], shards["test"], inputs.text.splits["test"], model.config.vocab_size)
+        return {f"unigram/{name}": value for name, value in found.items()}
+
+    return Task(module, steps, evaluate, baselines)
+
+
+def preference(model: PreTrainedModel, trainer: DPOTrainer, infra: Infra, inputs: Inputs, outputs: Path) -> Task:
+    """DPO from `model`, which is the reference too; judged by held-out pairs and by what it cost in language."""
+    assert inputs.pairs is not None
+    assert inputs.parent is not None
+    splits = {split: PreferencePairs(outputs / inputs.pairs.path, split) for split in ("train", "validation", "test")}
+    text = {split: TokenShards(outputs / inputs.text.path, split) for split in ("validation", "test")}
+    progress = Progress(sum(counts.num_tokens for counts in inputs.pairs.splits.values()), "reference")
+    reference = reference_log_probs(
+        model,
+        splits,
+        weights_sha256=inputs.parent.model.weights_sha256,
+        pairs_sha256=inputs.pairs.content_sha256,
+        infra=infra,
+        outputs=outputs,
+        progress=progress.update,
+    )
+    progress.done()
+    steps = PairSteps(splits["train"], reference["train"], trainer, infra.micro_batch_tokens)
+    module = DirectPreference(model, trainer, infra, total_tokens=steps.tokens_before(len(steps)))
+
+    def heldout(split: str) -> Figures:
+        found = language_loss(model, text[split], inputs.text.splits[split], trainer.sequence_tokens, infra)
+        return {f"heldout_{name}": value for name, value in found.items()}
+
+    def evaluate(split: str) -> Figures:
+        policy = score_pairs(model, splits[split], list(range(len(splits[split]))), infra)
+        return preference_figures(policy, reference[split], trainer.beta) | heldout(split)
+
+    def baselines() -> Figures:
+        scores = reference["test"].chosen - reference["test"].rejected
+        share, standard_error = accuracy(scores)
+        return {
+            "base/accuracy": share,
+            "base/accuracy_se": standard_error,
+            "longer/accuracy": splits["test"].longer_is_chosen_accuracy(),
+            **{f"base/{name}": value for name, value in heldout("test").items()},
+        }
+
+    return Task(module, steps, evaluate, baselines)

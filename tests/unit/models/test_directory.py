@@ -1,0 +1,63 @@
+"""What is written is what `from_pretrained` reads."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from llmtrain.config.compose import load_config
+from llmtrain.data.tokenizer import train_bpe
+from llmtrain.errors import CheckpointMismatch, IntegrityError
+from llmtrain.models import directory
+from llmtrain.models.build import build
+
+
+@pytest.fixture(scope="module")
+def tokenizer_directory(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer")
+    train_bpe(["the quick brown fox jumps over the lazy dog " * 20], 300).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return build(load_config(["model=qwen3_tiny"]).model)
+
+
+def test_the_directory_loads_with_equal_tensors_equal_logits_and_its_tokenizer(network, tokenizer_directory, tmp_path):
+    directory.save(network, tokenizer_directory, tmp_path / "model", card="# card")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    ids = torch.arange(20)[None]
+    assert torch.equal(network.eval()(input_ids=ids).logits, loaded.eval()(input_ids=ids).logits)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert tokenizer.decode(tokenizer("the lazy dog").input_ids) == "the lazy dog"
+    assert GenerationConfig.from_pretrained(tmp_path / "model").eos_token_id == tokenizer.eos_token_id
+    assert (tmp_path / "model" / "README.md").read_text() == "# card"
+    assert not (tmp_path / "model.writing").exists()
+
+
+def test_a_write_that_differs_from_the_live_weights_is_refused_and_leaves_nothing(
+    network, tokenizer_directory, tmp_path, monkeypatch
+):
+    honest = type(network).save_pretrained
+
+    def dishonest(self, path, **options):
+        honest(self, path, **options)
+        tensors = load_file(path / "model.safetensors")
+        tensors["model.norm.weight"][0] += 1
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(type(network), "save_pretrained", dishonest)
+    with pytest.raises(IntegrityError, match=r"model\.norm\.weight"):
+        directory.save(network, tokenizer_directory, tmp_path / "model", card="")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_without_a_model_is_named(tmp_path):
+    with pytest.raises(CheckpointMismatch, match=str(tmp_path)):
+        directory.load(tmp_path)
