@@ -26,9 +26,16 @@ class Changes(Enum):
 
 
 class Settings(BaseModel):
-    """A group of settings: unknown keys refused, frozen, no silent conversion of types."""
+    """A group of settings: unknown keys refused, frozen, no silent conversion of types, no infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        defer_build=True,  # only TrainConfig validates: one validator to build instead of one for each class
+    )
 
     def fields_that_change(self, *effects: Changes) -> dict[str, Any]:
         """The nested dictionary of the fields, at any depth, whose annotation is one of `effects`."""

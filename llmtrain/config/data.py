@@ -47,6 +47,8 @@ class Continuations(Settings):
     """Characters shown before the answer."""
     answer_characters: Annotated[int, Gt(0), Changes.DATA]
     """Characters of each answer, chosen and rejected alike."""
+    max_training_pairs: Annotated[int | None, Gt(0), Changes.DATA]
+    """Most pairs to train on, spread over the documents; null takes all. Validation and test keep all of theirs."""
 
 
 class PreferenceFile(Settings):

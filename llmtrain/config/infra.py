@@ -16,7 +16,7 @@ class LocalInfra(Settings):
     precision: Annotated[Literal["fp32", "bf16", "bf16_if_fast"], Changes.MATHEMATICS]
     """`bf16`: autocast, weights and optimizer stay fp32. `bf16_if_fast` is resolved before the config is frozen: bf16
     where the hardware multiplies it natively, otherwise fp32."""
-    threads: Annotated[int, Gt(0), Changes.PERFORMANCE] | None
+    threads: Annotated[int | None, Gt(0), Changes.PERFORMANCE]
     """CPU threads for PyTorch; null takes every core that the process may use."""
     micro_batch_tokens: Annotated[int, Gt(0), Changes.PERFORMANCE]
     """Most tokens, padding included, that pass through the model at once."""

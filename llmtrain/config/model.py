@@ -9,7 +9,7 @@ from llmtrain.config.base import Changes, Settings
 
 
 class TrainedBPE(Settings):
-    """A byte-level BPE trained on the training split of `data.corpus`, with Qwen's special tokens and a ChatML template."""
+    """A byte-level BPE trained on the training split of `data.corpus`; Qwen's special tokens and a ChatML template."""
 
     kind: Annotated[Literal["bpe"], Changes.DATA]
     vocab_size: Annotated[int, Ge(300), Changes.DATA]

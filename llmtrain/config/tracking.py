@@ -11,7 +11,7 @@ class MLflowTracking(Settings):
     """An MLflow tracking server or database."""
 
     kind: Annotated[Literal["mlflow"], Changes.SURFACE]
-    uri: Annotated[str, Changes.SURFACE] | None
+    uri: Annotated[str | None, Changes.SURFACE]
     """MLflow tracking URI; null is the SQLite file in `outputs_dir`, which also holds the model registry."""
 
 

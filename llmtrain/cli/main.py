@@ -1,0 +1,35 @@
+"""`llmtrain COMMAND ...`"""
+
+import sys
+from importlib import import_module
+
+from llmtrain import __version__
+from llmtrain.cli import UsageError, exits
+from llmtrain.config.suggest import closest, did_you_mean
+
+COMMANDS = {
+    "train": "train a model: python train.py, under another name",
+    "check": "validate every option and experiment, or one command line, without running it",
+    "models": "list the registered models, show one, check its files",
+    "demo": "the whole flow on two CPU cores, in a few minutes",
+}
+"""Each is a module of this package with a `main(argv)`."""
+
+
+@exits
+def main(argv: list[str] | None = None) -> int:
+    """Hand the command line to its command; the exit codes are those of `llmtrain.errors`."""
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print("llmtrain COMMAND ...\n\nCommands (each has its own --help):")
+        print("\n".join(f"  {name:7} {line}" for name, line in COMMANDS.items()))
+        return 0
+    if command == "--version":
+        print(f"llmtrain {__version__}")
+        return 0
+    if command not in COMMANDS:
+        what = "flag" if command.startswith("-") else "command"
+        guess = did_you_mean(closest(command, COMMANDS))
+        raise UsageError(f"{command}: no such {what}{guess}; the commands are {', '.join(COMMANDS)}")
+    code: int = import_module(f"llmtrain.cli.{command}").main(rest)
+    return code

@@ -1,0 +1,268 @@
+"""From a command line to a checked config: Hydra composes, pydantic judges, every problem is told at once."""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+
+from llmtrain.config.options import conf_directory
+from llmtrain.config.origins import Origins, shown
+from llmtrain.config.preflight import CommandLine, Given, Groups, expand, read_overrides
+from llmtrain.config.problems import Problem, validate
+from llmtrain.config.root import TrainConfig
+from llmtrain.config.schema import Key, setting_at, wanted
+from llmtrain.config.suggest import closest, did_you_mean
+from llmtrain.errors import ConfigError
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError)
+"""What Hydra lets through when a file or an override cannot be composed (ValueError: a header, an encoding)."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A command line, composed and judged. Good where `problems` is empty."""
+
+    config: TrainConfig | None
+    problems: list[Problem]
+    composed: DictConfig | None
+    """What Hydra composed, its own node included, nothing resolved; None where it could not."""
+    data: dict[str, Any]
+    """The same without Hydra's node, everything resolved, without what cannot be."""
+    open_keys: list[Key]
+    """Settings that still hold `???`."""
+    origins: Callable[[], Origins]
+    """Where each setting was set, every earlier setting included; computed when first asked for."""
+
+    def good(self) -> TrainConfig:
+        """The config. Raises ConfigError with all problems where there are any."""
+        if self.problems or self.config is None:
+            raise ConfigError([str(problem) for problem in self.problems])
+        return self.config
+
+
+def load_config(overrides: list[str], config_dirs: Sequence[Path] = (), config_name: str = "train") -> TrainConfig:
+    """The config that `overrides` mean on top of `conf/train.yaml`.
+
+    `config_dirs` are searched for options after the shipped ones, as with Hydra's `--config-dir`. Raises ConfigError
+    with every problem of the command line and of the files that it chooses.
+    """
+    return Composer(config_dirs, config_name).check(overrides).good()
+
+
+def expand_sweep(overrides: list[str], config_dirs: Sequence[Path] = (), config_name: str = "train") -> list[list[str]]:
+    """The overrides of each run that `-m` asks for, all of them checked. Raises ConfigError, each problem once."""
+    return [point for point, _ in load_sweep(overrides, config_dirs, config_name)]
+
+
+def load_sweep(
+    overrides: list[str], config_dirs: Sequence[Path] = (), config_name: str = "train"
+) -> list[tuple[list[str], TrainConfig]]:
+    """The overrides and the config of each run that `-m` asks for. Raises ConfigError, each problem once."""
+    composer = Composer(config_dirs, config_name)
+    points, problems = expand(overrides, composer.groups(overrides))
+    checks = [composer.check(point) for point in points]
+    problems += [problem for checked in checks for problem in checked.problems]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(map(str, problems))))
+    return [(point, checked.good()) for point, checked in zip(points, checks, strict=True)]
+
+
+class Composer:
+    """Hydra's loader over the shipped options and the user's; raises ConfigError where a directory does not exist."""
+
+    def __init__(self, config_dirs: Sequence[Path] = (), config_name: str = "train") -> None:
+        version.setbase("1.3")
+        search_path = create_config_search_path(str(conf_directory()))
+        for directory in config_dirs:
+            if not directory.is_dir():
+                raise ConfigError([f"--config-dir {directory}: no such directory"])
+            schema = SearchPathQuery(provider="schema")
+            search_path.prepend("command-line", f"file://{directory.resolve()}", anchor=schema)
+        self.config_name = config_name
+        self.loader = _Loader(search_path)
+        Hydra("train", self.loader)  # registers the `hydra:` resolver and the job's name
+
+    def check(self, lines: list[str]) -> Checked:
+        """Compose and judge one command line; never raises for a mistake of the user's."""
+        groups = self.groups(lines)
+        command_line = read_overrides(lines, groups)
+        self.loader.merged = []
+        composed, given = self._compose_what_is_sound(command_line, groups)
+        merged = self.loader.merged
+        origins = cache(lambda: _origins(merged, given))
+        problems = command_line.problems
+        if composed is None:
+            return Checked(None, problems, None, {}, [], origins)
+        for one in given:
+            if one.adds and any(origin.file for origin in origins().chains.get(one.key, [])):
+                text = f"has a value already; write '{one.line.removeprefix('+')}' without '+'"
+                problems.append(Problem(".".join(one.key), text, one.place))
+        data, open_keys, unresolved = _plain(composed)
+        problems += [problem for key, why in unresolved if (problem := _unresolvable(key, why, origins()))]
+        problems += [_left_open(key, data, origins()) for key in open_keys]
+        spoiled = {*command_line.spoiled, *open_keys, *(key for key, _ in unresolved)}
+        config, found = validate(data, spoiled, origins, groups.options)
+        order = {name: position for position, name in enumerate(TrainConfig.model_fields)}
+        problems = sorted(dict.fromkeys(problems + found), key=lambda problem: order.get(problem.key.split(".")[0], -1))
+        return Checked(config, problems, composed, data, open_keys, origins)
+
+    def groups(self, lines: list[str]) -> Groups:
+        """The groups and options on the search path (`hydra.searchpath=[...]` among `lines` included).
+
+        Raises ConfigError where the search path or the defaults list cannot be read.
+        """
+        searchpath = [line for line in lines if line.lstrip("+").startswith("hydra.searchpath=")]
+        try:
+            with warnings.catch_warnings(action="error"):  # how Hydra tells that a directory does not exist
+                _, repository = self.loader._parse_overrides_and_create_caching_repo(self.config_name, searchpath)
+            primary = repository.load_config(self.config_name)
+        except (*COMPOSITION_ERRORS, UserWarning) as error:
+            raise ConfigError([str(_uncomposable(None, error, Groups({}, set())))]) from error
+        if primary is None:
+            raise ConfigError([f"--config-name {self.config_name}: no such file on the search path"])
+        names = [name for name in repository.get_group_options("", ObjectType.GROUP) if name != "hydra"]
+        options = {name: repository.get_group_options(name, ObjectType.CONFIG) for name in names}
+        defaults = [default for default in primary.defaults_list or [] if isinstance(default, GroupDefault)]
+        return Groups(
+            {name: [option for option in options[name] if not option.startswith("_")] for name in names},
+            {default.group.lstrip("/") for default in defaults if default.group and not default.override},
+        )
+
+    def _compose(self, given: list[Given]) -> DictConfig:
+        lines = [one.composed for one in given]
+        composed: DictConfig = self.loader.load_configuration(self.config_name, lines, RunMode.RUN, from_shell=False)
+        return composed
+
+    def _compose_what_is_sound(self, line: CommandLine, groups: Groups) -> tuple[DictConfig | None, list[Given]]:
+        """Leave out the choices whose files cannot be composed, and say why; None where that does not help."""
+        try:
+            return self._compose(line.given), line.given
+        except COMPOSITION_ERRORS as error:
+            whole = error
+        for one in line.given:  # the only culprit is the one without which the others compose
+            rest = [other for other in line.given if other is not one]
+            try:
+                composed = self._compose(rest)
+            except COMPOSITION_ERRORS:
+                continue
+            line.problems.append(_uncomposable(one, whole, groups))
+            line.spoiled.add(one.key)
+            return composed, rest
+        rest = line.given
+        for one in line.given:  # of several, each is one that does not compose alone
+            try:
+                self._compose([one])
+            except COMPOSITION_ERRORS as error:
+                rest = [other for other in rest if other is not one]
+                line.problems.append(_uncomposable(one, error, groups))
+                line.spoiled.add(one.key)
+        try:
+            return self._compose(rest), rest
+        except COMPOSITION_ERRORS as error:
+            line.problems.append(_uncomposable(None, error, groups))
+            return None, rest
+
+
+class _Loader(ConfigLoaderImpl):
+    """Hydra's loader, which also remembers the files that it merged last, in order, each with the key it goes under."""
+
+    merged: list[tuple[Path, Key]]
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        self.merged = []
+        for default in defaults:
+            name = default.config_path or ""
+            source = next((source for source in repo.get_sources() if source.is_config(name)), None)
+            if source and source.scheme() == "file":
+                package = tuple(default.package.split(".")) if default.package else ()
+                self.merged.append((Path(source.path) / f"{name}.yaml", package))
+        composed: DictConfig = super()._compose_config_from_defaults_list(defaults, repo)
+        return composed
+
+
+def _origins(merged: list[tuple[Path, Key]], given: list[Given]) -> Origins:
+    origins = Origins()
+    for path, package in merged:
+        origins.add_file(path, package)
+    for one in given:
+        if one.override.package is None:
+            origins.add_override(one.line, one.key, one.override.value())
+    return origins
+
+
+def _plain(composed: DictConfig) -> tuple[dict[str, Any], list[Key], list[tuple[Key, Exception]]]:
+    """What was composed, resolved to plain data; the keys left at `???`; those that do not resolve, and why."""
+    HydraConfig.instance().set_config(composed)
+    open_keys: list[Key] = []
+    unresolved: list[tuple[Key, Exception]] = []
+
+    def resolve(node: DictConfig | ListConfig, key: Key) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        names: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
+        for name in names:
+            here = (*key, str(name))
+            if here == ("hydra",):
+                continue
+            try:
+                if OmegaConf.is_missing(node, name):
+                    open_keys.append(here)
+                    continue
+                value = node[name]
+            except OmegaConfBaseException as error:
+                unresolved.append((here, error))
+                continue
+            if isinstance(value, DictConfig | ListConfig):
+                inner = resolve(value, here)
+                value = inner if isinstance(value, DictConfig) else list(inner.values())
+            values[str(name)] = value
+        return values
+
+    return resolve(composed, ()), open_keys, unresolved
+
+
+def _left_open(key: Key, data: dict[str, Any], origins: Origins) -> Problem:
+    setting = setting_at(key, data)
+    name, words = ".".join(key), f", {wanted(setting.field)}" if setting else ""
+    return Problem(name, f"must be given; add '{name}=...'{words}", origins.place(key))
+
+
+def _unresolvable(key: Key, error: Exception, origins: Origins) -> Problem | None:
+    if isinstance(error, InterpolationToMissingValueError):
+        return None  # the `???` that it points to is a problem of its own
+    origin = origins.last(key)
+    written = f"'{origin.written}' " if origin else ""
+    return Problem(".".join(key), f"{written}cannot be resolved: {str(error).splitlines()[0]}", origins.place(key))
+
+
+def _uncomposable(given: Given | None, error: Exception, groups: Groups) -> Problem:
+    """Why a chosen file, or the whole, cannot be composed."""
+    group, place = (given.override.key_or_group, given.place) if given else ("", None)
+    cause = error.__cause__ if isinstance(error.__cause__, yaml.MarkedYAMLError) else error
+    match cause:
+        case yaml.MarkedYAMLError(problem_mark=mark, problem=problem) if mark:
+            return Problem(f"{shown(Path(mark.name))}:{mark.line + 1}", f"not valid YAML: {problem}", place)
+        case MissingConfigException(missing_cfg_file=missing, options=options) if missing:
+            other, _, option = missing.rpartition("/")
+            known = groups.options.get(other, [])
+            text = f"needs '{missing}', which does not exist" + did_you_mean(closest(option, options or []))
+            text += f"; choose {other}=OPTION of {', '.join(known)}" if known and other != group else ""
+            return Problem(group, text, place)
+    reason = " ".join(line.strip() for line in str(cause).splitlines() if line.strip())
+    return Problem(group, f"cannot be composed: {reason}", place)

@@ -1,0 +1,84 @@
+"""Where each setting was set: every file and override that touched it, in the order in which they were merged."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmtrain.config.schema import Key
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One place that set a key."""
+
+    place: str
+    """`conf/trainer/dpo.yaml:7`, or `override 'trainer.lr=1'`."""
+    written: str
+    """The value as it stands there."""
+    file: Path | None
+    """The file; None for an override."""
+
+
+@dataclass
+class Origins:
+    """For each key its origins, oldest first: the last one counts."""
+
+    chains: dict[Key, list[Origin]] = field(default_factory=dict)
+
+    def add_file(self, path: Path, package: Key) -> None:
+        """Note every key of an option's file, which Hydra places under `package`."""
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, yaml.SafeLoader)
+        if isinstance(node, yaml.MappingNode):
+            for key, line, value in _entries(node, package):
+                if key != (*package, "defaults"):
+                    written = text[value.start_mark.index : value.end_mark.index]
+                    self._add(key, Origin(f"{shown(path)}:{line}", written, path))
+
+    def add_override(self, line: str, key: Key, value: Any) -> None:
+        """Note an override of the command line, and each key inside its value."""
+        self._add(key, Origin(f"override '{line}'", line.partition("=")[2], None))
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                self.add_override(line, (*key, str(name)), inner)
+
+    def _add(self, key: Key, origin: Origin) -> None:
+        self.chains.setdefault(key, []).append(origin)
+
+    def last(self, key: Key) -> Origin | None:
+        """What set `key`; where nothing did, what says the kind of its group, or set the nearest group around it."""
+        for candidate in _nearest(key):
+            if candidate in self.chains:
+                return self.chains[candidate][-1]
+        return None
+
+    def place(self, key: Key) -> str | None:
+        """The place of `last`."""
+        origin = self.last(key)
+        return origin.place if origin else None
+
+
+def shown(path: Path) -> str:
+    """The path as people write it: relative where it is inside the working directory."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _nearest(key: Key) -> Iterator[Key]:
+    yield key
+    while key:
+        key = key[:-1]
+        yield (*key, "kind")
+        yield key
+
+
+def _entries(node: yaml.MappingNode, prefix: Key) -> Iterable[tuple[Key, int, yaml.Node]]:
+    """Key, line and value of every entry of a mapping, at any depth."""
+    for name, value in node.value:
+        key = (*prefix, str(name.value))
+        yield key, name.start_mark.line + 1, value
+        if isinstance(value, yaml.MappingNode):
+            yield from _entries(value, key)

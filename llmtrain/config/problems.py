@@ -1,0 +1,154 @@
+"""What is wrong with a composed config: pydantic's errors in words, with the setting, its origin and the next step."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from llmtrain.config.origins import Origins
+from llmtrain.config.root import TrainConfig
+from llmtrain.config.schema import Key, exists_in, key_of, lookup, setting_at, settings, variants, wanted
+from llmtrain.config.suggest import closest, did_you_mean
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One line for the user."""
+
+    key: str
+    text: str
+    place: str | None = None
+
+    def __str__(self) -> str:
+        return (f"{self.key}: " if self.key else "") + self.text + (f" ({self.place})" if self.place else "")
+
+
+def validate(
+    data: dict[str, Any], spoiled: set[Key], origins: Callable[[], Origins], groups: Iterable[str]
+) -> tuple[TrainConfig | None, list[Problem]]:
+    """The config that `data` means, and what is wrong with it; the config counts only where nothing is wrong.
+
+    One mistake must not hide another, so a misspelled key moves to where it was probably meant, and `data` is looked at
+    again. Keys in `spoiled` are reported already: nothing more is said about them.
+    """
+    problems: list[Problem] = []
+    while True:
+        try:
+            return TrainConfig.model_validate_json(json.dumps(data, default=str)), problems
+        except ValidationError as error:
+            unknown = False
+            for details in error.errors(include_url=False):
+                key = key_of(details["loc"])
+                if any(key[: len(known)] == known for known in spoiled):
+                    continue
+                match details["type"]:
+                    case "extra_forbidden":
+                        problems += _unknown(key, data, origins(), groups)
+                        unknown = True
+                        continue
+                    case "union_tag_invalid":
+                        problems.append(_unknown_kind(key, data, origins()))
+                    case "missing" | "union_tag_not_found":
+                        problems.append(_missing(key, data, origins()))
+                    case "value_error":
+                        problems.append(_broken_rule(key, str(details["ctx"]["error"]), origins()))
+                    case kind:
+                        key = key if setting_at(key, data) else key[:-1]  # an entry of a list is no setting
+                        problems.append(_wrong_value(key, details["input"], kind, data, origins()))
+                spoiled = spoiled | {key}
+            if not unknown:
+                return None, problems
+
+
+def _unknown(key: Key, data: dict[str, Any], origins: Origins, groups: Iterable[str]) -> list[Problem]:
+    """One problem for each setting under an unknown key, which is taken out of `data` or moved to where it belongs."""
+    value = lookup(data, key)
+    del lookup(data, key[:-1])[key[-1]]
+    here = {".".join(setting.key) for setting in settings() if exists_in(setting, data)}
+    elsewhere = {".".join(setting.key): setting for setting in settings() if not exists_in(setting, data)}
+    problems = []
+    for leaf, content in _leaves(key, value):
+        name = ".".join(leaf)
+        guesses = closest(name, [*groups, *sorted(here), *sorted(elsewhere.keys() - here)])
+        if name in elsewhere:
+            kinds = {group: kind for group, kind in elsewhere[name].kinds.items() if _kind(group, data) != kind}
+            group, kind = next(iter(kinds.items()))
+            text = f"no such setting with {group}={_kind(group, data)}; it belongs to {group}={kind}"
+        elif guesses or len(leaf) > 1:
+            text = "no such setting" + did_you_mean(guesses)
+        else:
+            text = f"no such setting or group; the groups are {', '.join(groups)}"
+        problems.append(Problem(name, text, origins.place(leaf)))
+        if len(guesses) == 1 and guesses[0] in here and name not in elsewhere:
+            target = tuple(guesses[0].split("."))
+            if isinstance(parent := lookup(data, target[:-1]), dict):
+                parent[target[-1]] = content
+                origins.chains[target] = origins.chains.get(target, []) + origins.chains.get(leaf, [])
+    return problems
+
+
+def _kind(group: str, data: dict[str, Any]) -> Any:
+    return lookup(data, tuple(group.split(".")))
+
+
+def _leaves(key: Key, value: Any) -> list[tuple[Key, Any]]:
+    if isinstance(value, dict) and value:
+        return [leaf for name, inner in value.items() for leaf in _leaves((*key, name), inner)]
+    return [(key, value)]
+
+
+def _unknown_kind(key: Key, data: dict[str, Any], origins: Origins) -> Problem:
+    setting = setting_at(key, data)
+    assert setting is not None, f"pydantic found no kind for {key}, which is no group"
+    kind, known = lookup(data, (*key, "kind")), list(variants(setting.field))
+    text = f"got {_quoted(kind)}, wants one of {', '.join(known)}" + did_you_mean(closest(str(kind), known))
+    return Problem(".".join((*key, "kind")), text, origins.place((*key, "kind")))
+
+
+def _missing(key: Key, data: dict[str, Any], origins: Origins) -> Problem:
+    setting = setting_at(key, data)
+    assert setting is not None, f"pydantic misses {key}, which no schema has"
+    name = ".".join(key)
+    if len(key) == 1 and variants(setting.field):
+        return Problem(name, f"missing; add '+{name}=OPTION', or '- {name}: OPTION' to the defaults list")
+    return Problem(name, f"missing; add '{name}=...', {wanted(setting.field)}", origins.place(key))
+
+
+def _broken_rule(key: Key, message: str, origins: Origins) -> Problem:
+    """A rule across settings: its message says what to change, and its place is that of each setting it names."""
+    words = [word.strip(".,;:") for word in message.replace("=", " ").split()]
+    named = [(*key, *word.split(".")) for word in words] + [tuple(word.split(".")) for word in words]
+    leaves = [name for name in dict.fromkeys(named) if name in origins.chains and (*name, "kind") not in origins.chains]
+    places = dict.fromkeys(origins.chains[name][-1].place for name in leaves)
+    return Problem(".".join(key), message, ", ".join(places) or None)
+
+
+def _wrong_value(key: Key, value: Any, error: str, data: dict[str, Any], origins: Origins) -> Problem:
+    setting = setting_at(key, data)
+    assert setting is not None, f"pydantic refuses {key}, which no schema has"
+    name, words, groups = ".".join(key), wanted(setting.field), variants(setting.field)
+    if error == "finite_number":
+        words = words.replace("a number", "a finite number")
+    place = origins.place(_leaves(key, value)[0][0])  # of `trainer.lr.x=1`, where `trainer.lr` holds a number
+    hint = ""
+    if isinstance(value, float) and value.is_integer() and words.startswith("a whole number"):
+        hint = f"; write {int(value)}"
+    elif isinstance(value, int | float) and words.startswith("text"):
+        hint = f"; write '{name}=\"{value}\"'"
+    elif isinstance(value, int | float) and words.startswith("a list of text"):
+        hint = f'; put each in quotes: "{value}"'
+    elif isinstance(value, str) and words.startswith("a list"):
+        hint = f"; write '{name}=[{value}]'"
+    elif isinstance(value, str) and value in groups:
+        hint = f"; write '{name}.kind={value}'"
+    elif words.startswith("one of"):
+        hint = did_you_mean(closest(str(value), words.removeprefix("one of ").split(", ")))
+    return Problem(name, f"got {_quoted(value)}, wants {words}{hint}", place)
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, str):
+        return f"'{value}'"
+    return repr(value) if isinstance(value, float) else json.dumps(value)

@@ -1,0 +1,42 @@
+"""Every shipped option and experiment composes and validates; `llmtrain check` does the same for users."""
+
+import pytest
+
+from llmtrain.config.check import check_option
+from llmtrain.config.compose import Composer
+from llmtrain.config.options import conf_directory, description, options
+
+OPTIONS = options([conf_directory()])
+CHOICES = [(group, option) for group, files in OPTIONS.items() for option in files]
+NEEDED = {
+    ("data", "demo_dpo"): ["trainer=dpo"],
+    ("data", "preference_jsonl"): [
+        "trainer=dpo",
+        "data.pairs.paths=[STAND_IN]",
+        "data.pairs.licence=STAND_IN",
+    ],
+    ("data", "text_files"): ["data.corpus.paths=[STAND_IN]", "data.corpus.licence=STAND_IN"],
+    ("data", "text_jsonl"): ["data.corpus.paths=[STAND_IN]", "data.corpus.licence=STAND_IN"],
+}
+
+
+@pytest.fixture(scope="module")
+def composer() -> Composer:
+    return Composer()
+
+
+@pytest.mark.parametrize(("group", "option"), CHOICES, ids=map("=".join, CHOICES))
+def test_shipped_option_is_good_beside_what_it_needs(composer: Composer, group: str, option: str):
+    needed, problems = check_option(composer, group, option, OPTIONS[group][option], OPTIONS)
+    assert problems == []
+    assert needed == NEEDED.get((group, option), [])
+
+
+def test_every_group_of_the_issue_has_options():
+    assert set(OPTIONS) >= {"data", "model", "trainer", "infra", "tracking", "experiment"}
+    assert all(OPTIONS.values())
+
+
+@pytest.mark.parametrize(("group", "option"), CHOICES, ids=map("=".join, CHOICES))
+def test_option_file_begins_with_what_it_is(group: str, option: str):
+    assert description(OPTIONS[group][option])
