@@ -1,0 +1,125 @@
+"""The user's files: found, decoded, and each bad record named by file and line."""
+
+import glob
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmtrain.errors import DataError
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A record that is left out."""
+
+    where: str
+    """file:line"""
+    reason: str
+
+
+@dataclass(frozen=True)
+class JsonLine:
+    """One JSON object of a JSON lines file."""
+
+    where: str
+    """file:line"""
+    fields: dict[str, Any]
+
+
+def matching_files(paths: tuple[str, ...]) -> list[Path]:
+    """The files that the paths and globs name, each once, sorted by path.
+
+    Raises DataError where a path does not exist, a glob matches no file, or a path is a directory.
+    """
+    found: set[Path] = set()
+    for pattern in paths:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            raise DataError(f"{pattern} is a directory; name its files, such as '{pattern.rstrip('/')}/**/*.txt'")
+        if path.exists():
+            found.add(path)
+            continue
+        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        files = {match for match in matches if match.is_file()}
+        if not files:
+            missing = "this glob matches no file" if glob.has_magic(pattern) else "no such file"
+            raise DataError(f"{pattern}: {missing} (looked from {Path.cwd()}); correct the path under data")
+        found |= files
+    return sorted(found)
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a file, line ends as they are, a byte order mark removed; raises DataError where it is not UTF-8."""
+    return _decode(path.read_bytes().removeprefix(BYTE_ORDER_MARK), path, offset=0)
+
+
+def read_json_lines(path: Path) -> Iterator[JsonLine | Refused]:
+    """The objects of a JSON lines file; blank lines are skipped, malformed ones refused.
+
+    Raises DataError where the file is not UTF-8.
+    """
+    offset = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            line = _decode(raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw, path, offset)
+            offset += len(raw)
+            if line.strip():
+                yield _parse(line, f"{path}:{number}")
+
+
+def fault_of(text: Any) -> str | None:
+    """Why `text` cannot be trained on, or None where it can."""
+    if not isinstance(text, str):
+        return f"is {_json_type(text)}, not a string"
+    if not text.strip():
+        return "is empty"
+    if "\0" in text:
+        return f"has a NUL character at position {text.index(chr(0))}"
+    if surrogate := SURROGATE.search(text):
+        return f"has half of a surrogate pair at position {surrogate.start()}"
+    return None
+
+
+def _decode(raw: bytes, path: Path, offset: int) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {offset + error.start}; convert it with "
+            f"`iconv -f ENCODING -t UTF-8 {path} > {path.stem}.utf8{path.suffix}`, where ENCODING is what it was "
+            f"written in (LATIN1, SHIFT_JIS, UTF-16, ...)"
+        ) from error
+
+
+def _parse(line: str, where: str) -> JsonLine | Refused:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        return Refused(where, f"malformed JSON: {error.msg} at column {error.colno}")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
+        return Refused(where, f"malformed JSON: {error}")
+    return (
+        JsonLine(where, value) if isinstance(value, dict) else Refused(where, f"is {_json_type(value)}, not an object")
+    )
+
+
+def _json_type(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a truth value"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "a list"
+        case _:
+            return "an object"

@@ -1,0 +1,61 @@
+"""Directories that are made once, whichever process comes first."""
+
+import errno
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmtrain.errors import TryAgain
+from llmtrain.files import whole_directory
+
+
+def make_once(target: Path, make: Callable[[Path], None], say: Callable[[str], None]) -> None:
+    """Fill `target` by `make`, unless it exists: whole or not at all, by one process at a time.
+
+    A second process waits for the first and then finds the directory made. What killed processes left half-written
+    beside it is removed. Raises TryAgain when the disk, or the quota, is full.
+    """
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target.parent)
+    with _locked(target, say):
+        if target.exists():
+            return
+        try:
+            with whole_directory(target) as aside:
+                make(aside)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise TryAgain(
+                f"{target.parent} is on a full disk; free some space and run the same command again"
+            ) from error
+
+
+@contextmanager
+def _locked(target: Path, say: Callable[[str], None]) -> Iterator[None]:
+    with _lock_file(target).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that prepares {target}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove each `.writing` directory whose lock no living process holds."""
+    for aside in parent.glob("*.writing"):
+        with _lock_file(aside.with_suffix("")).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _lock_file(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")

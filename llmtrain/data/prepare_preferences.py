@@ -1,0 +1,152 @@
+"""Preference pairs, prepared once and kept under `outputs` by what they are made of."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llmtrain.artifacts import DatasetManifest
+from llmtrain.config.base import Changes, content_hash
+from llmtrain.config.data import Continuations, PreferenceData, PreferenceFile
+from llmtrain.data.continuations import Passage, continuation_pairs, sample
+from llmtrain.data.corpus import fingerprint
+from llmtrain.data.input_files import Refused
+from llmtrain.data.once import make_once
+from llmtrain.data.pair_ids import Form, pair_ids, special_token_in
+from llmtrain.data.preference_files import read_pairs
+from llmtrain.data.preferences import Pair, PairText, PairWriter
+from llmtrain.data.prepared import key_of, read_manifest, write_manifest
+from llmtrain.data.refusals import check_refused_share
+from llmtrain.data.splits import SPLITS, split_of
+from llmtrain.data.text import TokenShards, smallest_dtype
+from llmtrain.data.tokenizer import decode_text, load_tokenizer
+from llmtrain.errors import DataError
+
+PAIRS_AT_ONCE = 1000
+
+
+def prepare_preferences(
+    data: PreferenceData,
+    text: DatasetManifest,
+    tokenizer_dir: Path,
+    outputs: Path,
+    say: Callable[[str], None],
+    max_tokens: int,
+) -> DatasetManifest:
+    """The pairs as ids under `outputs/data`, for `PreferencePairs`.
+
+    `text` is `data.text()` prepared with the same tokenizer: continuations are cut from its splits. The pairs of a file
+    are split by the hash of their prompt. A pair whose prompt and longer answer have more than `max_tokens` is refused.
+    Raises DataError for too many refused pairs and for a split that stays empty, and as `read_pairs` and
+    `continuation_pairs` do.
+    """
+    tokenizer_hash = (tokenizer_dir / "sha256").read_text()
+    assert text.tokenizer_sha256 == tokenizer_hash, "text and pairs share one tokenizer"
+    match data.pairs:
+        case PreferenceFile():
+            form: Form = data.pairs.template
+            made_of = fingerprint(data.pairs)
+            parents: tuple[str, ...] = ()
+            sources = {"preference files": data.pairs.licence}
+        case Continuations():
+            form = "continuation"
+            made_of = text.content_sha256
+            parents = (text.sha256,)
+            sources = text.sources
+    key = key_of("preferences", data.fields_that_change(Changes.DATA), made_of, tokenizer_hash, max_tokens)
+    target = outputs / "data" / key
+
+    def make(directory: Path) -> None:
+        tokenizer = load_tokenizer(tokenizer_dir)
+        pairs, refused, num_duplicates = _pairs_by_split(data, outputs / text.path, tokenizer)
+        content = hashlib.sha256()
+        counts = {}
+        for split in SPLITS:
+            writer = PairWriter(directory, split, smallest_dtype(len(tokenizer)))
+            for pair in _tokenised(tokenizer, pairs[split], form, max_tokens):
+                if isinstance(pair, Refused):
+                    refused.append(pair)
+                else:
+                    writer.append(*pair)
+                    content.update(content_hash([split, pair[1].prompt, pair[1].chosen, pair[1].rejected]).encode())
+            counts[split] = writer.close()
+        num_pairs = sum(count.num_documents for count in counts.values())
+        num_records = num_pairs + len(refused) + num_duplicates
+        check_refused_share(refused, num_records, data.max_refused_share, target.with_name(f"{key}.refused.jsonl"))
+        if empty := [split for split, count in counts.items() if not count.num_documents]:
+            raise DataError(
+                f"data.pairs has {num_pairs} pairs, and none of them falls into {' and '.join(empty)}; add pairs with "
+                f"other prompts, or raise data.validation_share and data.test_share"
+            )
+        write_manifest(
+            directory,
+            path=target.relative_to(outputs),
+            kind="preferences",
+            parents=parents,
+            tokenizer_sha256=tokenizer_hash,
+            content_sha256=content_hash([content.hexdigest(), form, sources, tokenizer_hash]),
+            splits=counts,
+            sources=sources,
+            num_duplicates=num_duplicates,
+            refused=refused,
+        )
+        shown = ", ".join(f"{split} {count.num_documents:,}" for split, count in counts.items())
+        say(f"prepared {num_pairs:,} preference pairs: {shown}; {len(refused)} refused, {num_duplicates} duplicates")
+
+    make_once(target, make, say)
+    return read_manifest(target)
+
+
+def _pairs_by_split(
+    data: PreferenceData, text_dir: Path, tokenizer: Any
+) -> tuple[dict[str, list[PairText]], list[Refused], int]:
+    pairs: dict[str, list[PairText]] = {split: [] for split in SPLITS}
+    match data.pairs:
+        case PreferenceFile():
+            kept, refused, num_duplicates = read_pairs(data.pairs)
+            for pair in kept:
+                split = split_of(pair.prompt, data.split_seed, data.validation_share, data.test_share)
+                pairs[split].append(pair)
+            return pairs, refused, num_duplicates
+        case Continuations() as settings:
+            refused = []
+            for split in SPLITS:
+                documents = _passages(text_dir, split, tokenizer)
+                for record in continuation_pairs(
+                    split, documents, settings.prompt_characters, settings.answer_characters, data.split_seed
+                ):
+                    if isinstance(record, Refused):
+                        refused.append(record)
+                    else:
+                        pairs[split].append(record)
+            if settings.max_training_pairs is not None:
+                pairs["train"] = sample(pairs["train"], settings.max_training_pairs, data.split_seed)
+            return pairs, refused, 0
+
+
+def _passages(text_dir: Path, split: str, tokenizer: Any) -> list[Passage]:
+    """A split's documents, as the tokenizer gives them back."""
+    shards = TokenShards(text_dir, split)
+    with (text_dir / "documents.jsonl").open() as listing:
+        names = [facts["name"] for facts in map(json.loads, listing) if facts["split"] == split]
+    texts = [decode_text(tokenizer, shards.document(index)[:-1].tolist()) for index in range(shards.num_documents)]
+    return [Passage(name, text) for name, text in zip(names, texts, strict=True)]
+
+
+def _tokenised(
+    tokenizer: Any, texts: list[PairText], form: Form, max_tokens: int
+) -> Iterator[tuple[Pair, PairText] | Refused]:
+    remaining = iter(texts)
+    while batch := list(islice(remaining, PAIRS_AT_ONCE)):
+        for text, pair in zip(batch, pair_ids(tokenizer, batch, form), strict=True):
+            num_tokens = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+            if form == "chat" and (token := special_token_in(tokenizer, text)):
+                yield Refused(text.where, f"spells the special token {token}, which would end a turn of the chat")
+            elif not len(pair.prompt_ids):
+                yield Refused(text.where, "no token of the prompt stays the same when an answer follows")
+            elif num_tokens > max_tokens:
+                yield Refused(text.where, f"has {num_tokens} tokens, more than trainer.sequence_tokens={max_tokens}")
+            else:
+                yield pair, text

@@ -1,0 +1,150 @@
+"""Tokenizers: trained here or published, loaded, and named by what they do."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config.base import content_hash
+from llmtrain.errors import DataError, TokenizerMismatch
+
+# As in Qwen2 and Qwen3: contractions, words, single digits, punctuation with its newlines, white space.
+PRE_TOKENS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+END_OF_TEXT = "<|endoftext|>"
+SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
+MARKUP_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+    {%- if message.role not in ['system', 'user', 'assistant'] %}
+        {{- raise_exception("role '" + message.role + "' is none of system, user, assistant") }}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}"""
+"""ChatML, equal to Qwen3's template for system, user and assistant turns that end with the user's. It covers neither
+tools nor thinking: Qwen3's own puts an empty thinking block before the last answer, this one does not."""
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path) -> None:
+    """Train a byte-level BPE and write it to `directory`, to be read by `load_tokenizer` or `AutoTokenizer`.
+
+    Normaliser, pre-tokeniser and decoder are Qwen3's. `vocab_size` includes all 256 bytes and the special tokens, which
+    come last; texts with too few different words give fewer entries. The same texts give the same bytes.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers.trainers import BpeTrainer
+    from transformers import PreTrainedTokenizerFast
+
+    byte_level: dict[str, Any] = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRE_TOKENS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(**byte_level),
+        ]
+    )
+    bpe.post_processor = processors.ByteLevel(**byte_level)
+    bpe.decoder = decoders.ByteLevel(**byte_level)
+    num_added = len(SPECIAL_TOKENS) + len(MARKUP_TOKENS)
+    trainer = BpeTrainer(
+        vocab_size=vocab_size - num_added,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    bpe.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
+    bpe.add_tokens([AddedToken(token, normalized=False, special=False) for token in MARKUP_TOKENS])
+    PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(directory)
+
+
+def load_tokenizer(path_or_hub_id: str | Path) -> Any:
+    """The `PreTrainedTokenizerFast` of a directory or of the Hugging Face hub.
+
+    Raises DataError where there is no such directory and no such repository can be reached, and TokenizerMismatch for a
+    tokenizer that has no tokenizer.json or no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    name = str(path_or_hub_id)
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        if not (directory / "tokenizer.json").exists():
+            raise DataError(
+                f"{directory} has no tokenizer.json; name the directory of a published or trained tokenizer"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    elif isinstance(path_or_hub_id, Path) or not HUB_ID.fullmatch(name):
+        raise DataError(f"no tokenizer at {directory.absolute()}: no such directory; correct model.tokenizer.path")
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except OSError as error:
+            raise DataError(
+                f"tokenizer '{name}': there is no such directory here, and the Hugging Face hub gave none either "
+                f"({str(error).splitlines()[0]}); set model.tokenizer.path to a directory with tokenizer.json, or "
+                f"check the network, HF_HUB_OFFLINE and HF_TOKEN"
+            ) from error
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        lacks = "an end-of-text token" if tokenizer.is_fast else "a tokenizer.json"
+        raise TokenizerMismatch(f"tokenizer '{name}' lacks {lacks}; choose another model.tokenizer.path")
+    return tokenizer
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Hash of all that decides ids and text: vocabulary, merges, normaliser, pre-tokeniser, decoder, added and special
+    tokens, chat template. Where the tokenizer was loaded from does not matter.
+    """
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    for state_of_a_call in ("truncation", "padding", "version"):
+        del parts[state_of_a_call]
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return content_hash({"tokenizer": parts, "special": special, "chat_template": tokenizer.chat_template})
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text, nothing added.
+
+    What looks like a special token in a text is text: documents and prompts have no control over the model.
+    """
+    return _encode(tokenizer, texts, split_special_tokens=True)
+
+
+def encode_rendered_chats(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts that a chat template wrote: its special tokens are special."""
+    return _encode(tokenizer, texts, split_special_tokens=False)
+
+
+def decode_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of ids. Byte-level tokenizers give back the encoded text in the form their normaliser left it in."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _encode(tokenizer: Any, texts: Sequence[str], split_special_tokens: bool) -> list[list[int]]:
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=split_special_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
