@@ -1,12 +1,13 @@
 """The records that stages hand to each other. Read this file first: it is the whole flow.
 
     documents ──prepare──> DatasetManifest ──train──> TrainedModel ──register──> ModelVersion
-                                                          └──evaluate──> Evidence ──┘ (judged, never computed, by the registry)
+                                                          └──evaluate──> Evidence ──┘ (the registry judges it)
 
 Records are frozen and carry units in their names. `parents` holds the `sha256` of each record that this one was made
 from: that is the lineage. Paths are relative to the outputs directory, so it may be moved or copied as a whole.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Literal, Self
 
@@ -39,7 +40,9 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            raise IntegrityError(f"{path} is not a {cls.__name__}: {error}; delete its directory to make it anew") from error
+            raise IntegrityError(
+                f"{path} is not a {cls.__name__}: {error}; delete its directory to make it anew"
+            ) from error
 
 
 class SplitCounts(BaseModel):
@@ -88,7 +91,7 @@ class TrainedModel(Record):
     shape_sha256: str
     """Hash of the network's shape: two models with the same one can exchange weights."""
     weights_sha256: str
-    """Hash of the safetensors files."""
+    """Hash of the safetensors files: `weights_sha256` of the directory."""
     tokenizer_sha256: str
     config_sha256: str
     """Hash of the frozen config that made it."""
@@ -125,3 +128,18 @@ class ModelVersion(Record):
     @property
     def label(self) -> str:
         return f"{self.name}@{self.version}"
+
+
+def weights_sha256(directory: Path) -> str:
+    """SHA-256, in hex, over the names and contents of the `*.safetensors` files of a model's directory.
+
+    Raises IntegrityError where there is none.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise IntegrityError(f"{directory} holds no *.safetensors file; restore it from a copy or train again")
+    hashes = []
+    for path in files:
+        with path.open("rb") as file:
+            hashes.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
+    return content_hash(hashes)
