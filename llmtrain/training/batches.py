@@ -161,7 +161,7 @@ def _pad(pairs: PreferencePairs, indices: list[int], reference: AnswerLogProbs |
     for row, (prompt, answer) in enumerate(answers):
         end = len(prompt) + len(answer)
         ids[row, :end] = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))
-        is_answer[row, len(prompt) - 1 : end - 1] = True
+        is_answer[row, max(len(prompt), 1) - 1 : end - 1] = True  # nothing predicts the first token of all
     known = (
         torch.zeros(len(answers))
         if reference is None

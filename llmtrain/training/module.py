@@ -89,6 +89,7 @@ class TokenClock(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         del checkpoint["loops"]  # our own clock and a loader that begins at our step replace Lightning's counters
+        checkpoint["global_step"] = self.step
         checkpoint["clock"] = {"step": self.step, "tokens": self.tokens}
         checkpoint["random_state"] = _random_state()
 

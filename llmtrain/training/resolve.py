@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmtrain.artifacts import DatasetManifest, ModelVersion, TrainedModel
+from llmtrain.artifacts import DatasetManifest, ModelVersion, TrainedModel, weights_sha256
 from llmtrain.config.data import PreferenceData
 from llmtrain.config.frozen import FrozenRun, Resolved
 from llmtrain.config.model import HFTokenizer, Tokenizer
@@ -15,7 +15,7 @@ from llmtrain.config.trainer import DPOTrainer
 from llmtrain.data.prepare import prepare_text, prepare_tokenizer
 from llmtrain.data.prepare_preferences import prepare_preferences
 from llmtrain.data.tokenizer import load_tokenizer, tokenizer_sha256
-from llmtrain.errors import CheckpointMismatch, TokenizerMismatch, UserError
+from llmtrain.errors import CheckpointMismatch, IntegrityError, TokenizerMismatch, UserError
 from llmtrain.models.build import hf_config, shape_sha256
 from llmtrain.registry.registry import Registry
 from llmtrain.training import device
@@ -60,6 +60,9 @@ def resolve(
     tokenizer_hash = _fitting_tokenizer_sha256(config, tokenizer_directory)
     if isinstance(config.trainer, DPOTrainer) and parent is None:
         parent = _latest_parent(config, tokenizer_hash, outputs, train_base, say)
+
+    if parent is not None:
+        _verify(parent)
 
     text = prepare_text(text_data, tokenizer_directory, outputs, say)
     pairs = None
@@ -146,6 +149,15 @@ def _named_parent(config: TrainConfig, name: str, outputs: Path) -> Parent:
             f"choose the model= that it was trained with, or another version"
         )
     return parent
+
+
+def _verify(parent: Parent) -> None:
+    """Raises IntegrityError unless the parent's weights are those of its record."""
+    if weights_sha256(parent.directory) != parent.model.weights_sha256:
+        raise IntegrityError(
+            f"{parent.directory}: the weights are not those of {_label(parent)}'s record; restore them from a copy, "
+            f"or choose another trainer.init_from"
+        )
 
 
 def _label(parent: Parent) -> str:

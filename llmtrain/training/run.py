@@ -11,6 +11,7 @@ outputs/<name>/<run id>/config.json       the frozen config: what would make thi
 import fcntl
 import json
 import logging
+import math
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from llmtrain.artifacts import Evidence, ModelVersion, TrainedModel, weights_sha
 from llmtrain.config.frozen import FrozenRun, recipe_sha256
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.trainer import DPOTrainer, PretrainTrainer
-from llmtrain.errors import Interrupted, TryAgain
+from llmtrain.errors import Interrupted, NonFiniteLoss, TryAgain
 from llmtrain.files import write_whole
 from llmtrain.journal import Journal
 from llmtrain.models import directory as model_directory
@@ -100,6 +101,8 @@ def _run(frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, say:
         _fit(frozen, task, directory, checkpoint, metrics, tracker)
         say("evaluating on the test split")
         figures = {f"test/{name}": value for name, value in task.evaluate("test").items()} | baselines
+        if bad := [name for name, value in figures.items() if not math.isfinite(value)]:
+            raise NonFiniteLoss(f"{directory}: {', '.join(bad)} not finite at the end; lower trainer.lr")
         trained = _export(frozen, task, inputs, outputs, directory, figures)
         plot_curves(directory / "metrics.jsonl", directory / "curves.png", baselines)
         tracker.log(task.module.step + 1, figures)
