@@ -1,17 +1,17 @@
 """Every error llmtrain raises on purpose, with the exit code its process ends with.
 
-    LLMTrainError
-    ├── UserError               2   the command, the config or an input file is wrong; the message says what to do next
-    │   ├── ConfigError             one or many settings are wrong: `problems` lists them all
-    │   ├── DataError               a source is missing, empty, undecodable, or has too many bad records
-    │   ├── TokenizerMismatch       the tokenizer does not fit the model or the data
-    │   ├── CheckpointMismatch      a checkpoint or a version belongs to another model
-    │   └── UnsupportedModel        the architecture fails the log-probability check on load
-    ├── RunFailed               3   the run itself went wrong
-    │   ├── NonFiniteLoss           the loss or the gradient is NaN or infinite
-    │   └── IntegrityError          a stored file no longer matches its recorded hash
-    ├── TryAgain               75   nothing is wrong with the request: preempted (SIGTERM), disk full, lock held
-    └── Interrupted           130   Ctrl-C; the state was saved
+LLMTrainError
+├── UserError               2   the command, the config or an input file is wrong; the message says what to do next
+│   ├── ConfigError             one or many settings are wrong: `problems` lists them all
+│   ├── DataError               a source is missing, empty, undecodable, or has too many bad records
+│   ├── TokenizerMismatch       the tokenizer does not fit the model or the data
+│   ├── CheckpointMismatch      a checkpoint or a version belongs to another model
+│   └── UnsupportedModel        the architecture fails the log-probability check on load
+├── RunFailed               3   the run itself went wrong
+│   ├── NonFiniteLoss           the loss or the gradient is NaN or infinite
+│   └── IntegrityError          a stored file no longer matches its recorded hash
+├── TryAgain               75   nothing is wrong with the request: preempted (SIGTERM), disk full, lock held
+└── Interrupted           130   Ctrl-C; the state was saved
 """
 
 

@@ -56,7 +56,8 @@ def preference(model: PreTrainedModel, trainer: DPOTrainer, infra: Infra, inputs
     assert inputs.parent is not None
     splits = {split: PreferencePairs(outputs / inputs.pairs.path, split) for split in ("train", "validation", "test")}
     text = {split: TokenShards(outputs / inputs.text.path, split) for split in ("validation", "test")}
-    progress = Progress(sum(counts.num_tokens for counts in inputs.pairs.splits.values()), "reference")
+    num_tokens = sum(pairs.num_tokens(index) for pairs in splits.values() for index in range(len(pairs)))
+    progress = Progress(num_tokens, "reference")
     reference = reference_log_probs(
         model,
         splits,

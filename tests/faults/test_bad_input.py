@@ -84,7 +84,13 @@ def test_a_few_malformed_lines_are_counted_and_kept_aside(tmp_path, capsys):
 def test_preferences_that_are_wrong_are_named(fails):
     text(Path())
     Path("votes.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n{"prompt": "a", "chosen": 3, "rejected": "c"}\n')
-    arguments = [*SMALL, "trainer=dpo", "data=preference_jsonl", "data.pairs.paths=[votes.jsonl]", "data.pairs.licence=MIT"]
+    arguments = [
+        *SMALL,
+        "trainer=dpo",
+        "data=preference_jsonl",
+        "data.pairs.paths=[votes.jsonl]",
+        "data.pairs.licence=MIT",
+    ]
     corpus = "data.corpus={kind: files, paths: [text/*.txt], licence: PSF-2.0}"
     fails([*arguments, corpus], 2, "votes.jsonl:1", "votes.jsonl:2")
 
@@ -131,7 +137,12 @@ def test_a_checkpoint_of_another_model_is_refused_and_the_run_it_came_from_stays
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_checkpoint_before(fails, monkeypatch, capsys):
     """A real one: a learning rate of 1e6 without clipping worth its name."""
     text(Path())
-    mad = ["trainer.lr=1e30", "trainer.max_grad_norm=1e30", "trainer.checkpoint_every_tokens=1", "trainer.warmup_tokens=0"]
+    mad = [
+        "trainer.lr=1e30",
+        "trainer.max_grad_norm=1e30",
+        "trainer.checkpoint_every_tokens=1",
+        "trainer.warmup_tokens=0",
+    ]
     error = fails([*PRETRAIN, *files("text/*.txt"), *mad], 3, "Lower trainer.lr (now 1e+30)")
     assert "step" in error
     (run,) = (path for path in Path("outputs/qwen3_tiny-pretrain").iterdir() if path.is_dir())
