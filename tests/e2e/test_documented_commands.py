@@ -1,0 +1,71 @@
+"""Every command of the README is run; what would take long gets a smaller model behind it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import Demo, shell
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+SMALLER = "model=qwen3_tiny tracking=none trainer.warmup_tokens=1_000 trainer.log_every_tokens=5_000 "
+TEXT = SMALLER + "trainer.budget_tokens=20_000"
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+def commands(heading: str) -> list[str]:
+    """The lines of the first code block under a heading, without their remarks."""
+    block = re.search(rf"^## {heading}\n.*?```\n(.*?)```", README, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    return [re.sub(r"\s+#.*", "", line) for line in block[1].splitlines()]
+
+
+@pytest.mark.parametrize("command", commands("Then")[1:])
+def test_a_command_of_the_section_then(demo: Demo, command: str):
+    done = shell(command, demo.directory)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_own_text_and_own_preferences(demo: Demo):
+    notes = demo.directory / "notes" / "deep"
+    notes.mkdir(parents=True)
+    for number in range(40):
+        (notes / f"{number}.txt").write_text(f"Note {number} says that the sum of {number} and one is {number + 1}. " * 9)
+    with (demo.directory / "corpus.jsonl").open("w") as file:
+        file.writelines(json.dumps({"text": path.read_text()}) + "\n" for path in sorted(notes.iterdir()))
+    with (demo.directory / "votes.jsonl").open("w") as file:
+        for number in range(60):
+            answers = {"chosen": f"It is {number + 1}.", "rejected": f"It is {number}, as far as I know."}
+            file.write(json.dumps({"prompt": f"What is {number} and one?", **answers}) + "\n")
+    text, lines, votes = commands("Your own text and preferences")
+    for command in (f"{text} {TEXT}", f"{lines} {TEXT}"):
+        done = shell(command, demo.directory)
+        assert done.returncode == 0, done.stdout[-3000:]
+    corpus = "'data.corpus={kind: files, paths: [notes/**/*.txt], licence: proprietary}'"
+    done = shell(f"{votes} {SMALLER} {corpus}", demo.directory)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "trainer.init_from=latest is qwen3_tiny-pretrain@1.0.0" in done.stdout
+
+
+def test_the_readme_shows_what_a_typo_prints(demo: Demo):
+    shown = re.search(r"^\$ (python train\.py .*?)\n(.*?)```", README, re.DOTALL | re.MULTILINE)
+    assert shown is not None
+    done = shell(shown[1], demo.directory)
+    assert done.returncode == 2
+    assert done.stdout.strip() == shown[2].strip()
+
+
+def test_the_wheel_carries_conf_and_its_command_works_elsewhere(demo: Demo, repository: Path, tmp_path: Path):
+    built = shell(f"python -m build --wheel --no-isolation --outdir {tmp_path} {repository}", tmp_path)
+    assert built.returncode == 0, built.stdout[-3000:]
+    place = tmp_path / "site"
+    assert shell(f"python -m pip install -q --no-deps --target {place} {tmp_path}/*.whl", tmp_path).returncode == 0
+    done = shell(f"PYTHONPATH={place} python -m llmtrain train --cfg job model=qwen3_tiny", tmp_path)
+    assert "hidden_size: 64" in done.stdout
+    where = shell(f"PYTHONPATH={place} python -c 'import llmtrain; print(llmtrain.__file__)'", tmp_path).stdout
+    assert where.startswith(str(place))
+    trained = shell(f"PYTHONPATH={place} {place}/bin/llmtrain train experiment=smoke tracking=none "
+                    f"trainer.budget_tokens=20_000 trainer.warmup_tokens=1_000", tmp_path)  # fmt: skip
+    assert trained.returncode == 0, trained.stdout[-3000:]
+    assert (tmp_path / "outputs" / "smoke").is_dir()
