@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from llmtrain.config.options import conf_directory
@@ -27,7 +27,7 @@ from llmtrain.config.origins import Origins, shown
 from llmtrain.config.preflight import CommandLine, Given, Groups, expand, read_overrides
 from llmtrain.config.problems import Problem, validate
 from llmtrain.config.root import TrainConfig
-from llmtrain.config.schema import Key, setting_at, wanted
+from llmtrain.config.schema import Key, setting_at, settings, wanted
 from llmtrain.config.suggest import closest, did_you_mean
 from llmtrain.errors import ConfigError
 
@@ -110,6 +110,8 @@ class Composer:
         problems = command_line.problems
         if composed is None:
             return Checked(None, problems, None, {}, [], origins)
+        if any("kind" in one.line for one in given):
+            _drop_what_the_old_kind_had(composed, origins())
         for one in given:
             if one.adds and any(origin.file for origin in origins().chains.get(one.key, [])):
                 text = f"has a value already; write '{one.line.removeprefix('+')}' without '+'"
@@ -205,6 +207,22 @@ def _origins(merged: list[tuple[Path, Key]], given: list[Given]) -> Origins:
         if one.override.package is None:
             origins.add_override(one.line, one.key, one.override.value())
     return origins
+
+
+def _drop_what_the_old_kind_had(composed: DictConfig, origins: Origins) -> None:
+    """Where an override chose another `kind`, remove what only files set for the kind before, as an option would."""
+    data = OmegaConf.to_container(composed, resolve=False)
+    for setting in settings():
+        chain = origins.chains.get(setting.key, [])
+        if not all(origin.file for origin in chain) or setting_at(setting.key, data) is not None:
+            continue
+        kinds = [origins.last(tuple(kind.split("."))) for kind in setting.kinds]
+        parent = OmegaConf.select(composed, ".".join(setting.key[:-1]), throw_on_missing=False)
+        if not isinstance(parent, DictConfig) or setting.key[-1] not in parent.keys():  # noqa: SIM118  `in` denies ???
+            continue
+        if any(kind and not kind.file for kind in kinds):
+            with open_dict(parent):
+                del parent[setting.key[-1]]
 
 
 def _plain(composed: DictConfig) -> tuple[dict[str, Any], list[Key], list[tuple[Key, Exception]]]:

@@ -56,9 +56,8 @@ class SplitCorpus:
                     num_in_split[split] += 1
                     yield split, part
         num_kept = sum(num_in_split.values())
-        check_refused_share(
-            self.refused, num_kept + self.num_duplicates + len(self.refused), self.data.max_refused_share, self.report
-        )
+        num_records = len(documents) + self.num_duplicates + len(self.refused)
+        check_refused_share(self.refused, num_records, self.data.max_refused_share, self.report)
         if not num_kept:
             raise DataError("data.corpus has no text at all; name files that have some")
         if empty := [split for split, number in num_in_split.items() if not number]:

@@ -105,7 +105,7 @@ class Between(lightning.Callback):
         now = datetime.now(UTC).isoformat(timespec="seconds")
         place = {"step": module.step, "tokens": module.tokens}
         self.metrics.append({**place, "time_utc": now, "seconds": round(time.monotonic() - self.started, 3), **figures})
-        self.tracker.log(module.step, figures)
+        self.tracker.log(module.step, {"tokens": module.tokens, **figures})
 
     def save(self, trainer: lightning.Trainer, module: TokenClock) -> None:
         """Write the checkpoint of the step just done, point `best` at the best, remove what is no longer needed."""

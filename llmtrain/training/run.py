@@ -104,7 +104,7 @@ def _run(frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, say:
         if bad := [name for name, value in figures.items() if not math.isfinite(value)]:
             raise NonFiniteLoss(f"{directory}: {', '.join(bad)} not finite at the end; lower trainer.lr")
         trained = _export(frozen, task, inputs, outputs, directory, figures)
-        plot_curves(directory / "metrics.jsonl", directory / "curves.png", baselines)
+        plot_curves(directory / "metrics.jsonl", directory / "curves.png", _chance(config, baselines))
         tracker.log(task.module.step + 1, figures)
         for name in ("curves.png", "config.json", "metrics.jsonl"):
             tracker.log_file(directory / name)
@@ -217,6 +217,13 @@ def _warn_if_language_suffered(config: TrainConfig, figures: dict[str, float], s
             f"note: the chosen answers became less likely too ({figures['test/chosen_logp_change']:+.1f} nats an "
             f"answer), only less so than the rejected ones"
         )
+
+
+def _chance(config: TrainConfig, baselines: dict[str, float]) -> dict[str, float]:
+    """The loss of a model that has learnt nothing, by the name that the curves show."""
+    if isinstance(config.trainer, DPOTrainer):
+        return {"policy = reference": math.log(2)}
+    return {"unigram model": baselines["unigram/loss"]}
 
 
 def _directory(outputs: Path, frozen: FrozenRun) -> Path:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.e2e.conftest import Demo, shell
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtrain.artifacts import TrainedModel, weights_sha256
 from llmtrain.journal import Journal
 from llmtrain.registry.registry import Registry
 from llmtrain.telemetry.metrics import read
+from tests.e2e.conftest import Demo, shell
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -22,7 +22,14 @@ def run_directory(demo: Demo, name: str) -> Path:
 
 
 def test_it_shows_samples_figures_and_where_everything_is(demo: Demo):
-    for part in ("before DPO: '", "after DPO: '", "preference accuracy", "bits per byte", "mlflow server", "curves.png"):
+    for part in (
+        "before DPO: '",
+        "after DPO: '",
+        "preference accuracy",
+        "bits per byte",
+        "mlflow server",
+        "curves.png",
+    ):
         assert part in demo.output
     assert "tokens/s" in demo.output
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from tests.e2e.conftest import Demo, shell
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -31,7 +32,9 @@ def test_own_text_and_own_preferences(demo: Demo):
     notes = demo.directory / "notes" / "deep"
     notes.mkdir(parents=True)
     for number in range(40):
-        (notes / f"{number}.txt").write_text(f"Note {number} says that the sum of {number} and one is {number + 1}. " * 9)
+        (notes / f"{number}.txt").write_text(
+            f"Note {number} says that the sum of {number} and one is {number + 1}. " * 9
+        )
     with (demo.directory / "corpus.jsonl").open("w") as file:
         file.writelines(json.dumps({"text": path.read_text()}) + "\n" for path in sorted(notes.iterdir()))
     with (demo.directory / "votes.jsonl").open("w") as file:

@@ -14,14 +14,14 @@ def test_the_chain_of_a_setting_runs_from_the_first_file_to_the_last_override(co
     line = "trainer.budget_tokens=300_000"
     assert places(composer, "trainer.budget_tokens", "experiment=smoke", line) == [
         ("conf/trainer/_pretrain.yaml:4", "???"),
-        ("conf/trainer/pretrain.yaml:3", "1_000_000"),
+        ("conf/trainer/pretrain.yaml:3", "600_000"),
         ("conf/experiment/smoke.yaml:8", "100_000"),
         (f"override '{line}'", "300_000"),
     ]
 
 
 def test_keys_inside_a_flow_mapping_have_their_line(composer: Composer):
-    assert places(composer, "model.tokenizer.vocab_size") == [("conf/model/qwen3_small.yaml:14", "4096")]
+    assert places(composer, "model.tokenizer.vocab_size") == [("conf/model/qwen3_small.yaml:15", "4096")]
 
 
 def test_an_override_that_is_a_mapping_sets_each_key_in_it(composer: Composer):

@@ -20,7 +20,7 @@ def problems_of(directory: Path, *overrides: str) -> list[str]:
 def test_own_option_inherits_and_changes(write: Write, tmp_path: Path):
     write("trainer/gentle.yaml", "# slower\ndefaults: [pretrain]\nlr: 1e-5\n")
     config = load_config(["trainer=gentle", "data=demo_pretrain"], [tmp_path])
-    assert (config.trainer.lr, config.trainer.budget_tokens) == (1e-5, 1_000_000)
+    assert (config.trainer.lr, config.trainer.budget_tokens) == (1e-5, 600_000)
 
 
 def test_unknown_key_and_wrong_value_in_a_file(write: Write, tmp_path: Path):
@@ -155,3 +155,19 @@ def test_an_own_option_with_the_name_of_a_shipped_one_is_hidden(write: Write, tm
     assert hidden_options(conf_directory(), [tmp_path]) == [
         f"model=qwen3_tiny: hidden by the shipped option of that name; rename {path}"
     ]
+
+
+def test_another_kind_by_override_takes_the_old_kinds_keys_away():
+    for overrides in (
+        ["model.tokenizer={kind: hf, path: elsewhere}"],
+        ["model.tokenizer.kind=hf", "model.tokenizer.path=elsewhere"],
+    ):
+        tokenizer = load_config(overrides).model.tokenizer
+        assert tokenizer.model_dump() == {"kind": "hf", "path": "elsewhere"}
+    back = load_config(["data=text_files", "data.corpus.kind=python_docs"])  # paths and licence were left open there
+    assert back.data.corpus.model_dump() == {"kind": "python_docs"}
+
+
+def test_what_an_override_set_for_the_old_kind_is_still_a_mistake():
+    with pytest.raises(ConfigError, match=r"vocab_size: no such setting with model\.tokenizer\.kind=hf"):
+        load_config(["model.tokenizer.kind=hf", "model.tokenizer.path=elsewhere", "model.tokenizer.vocab_size=400"])

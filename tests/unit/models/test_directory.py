@@ -17,7 +17,7 @@ from llmtrain.models.build import build
 @pytest.fixture(scope="module")
 def tokenizer_directory(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
-    train_bpe(["the quick brown fox jumps over the lazy dog " * 20], 300).save_pretrained(path)
+    train_bpe(["the quick brown fox jumps over the lazy dog " * 20], 300, path)
     return path
 
 
