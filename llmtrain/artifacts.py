@@ -7,7 +7,6 @@ Records are frozen and carry units in their names. `parents` holds the `sha256` 
 from: that is the lineage. Paths are relative to the outputs directory, so it may be moved or copied as a whole.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Literal, Self
 
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmtrain.config.base import content_hash
 from llmtrain.errors import IntegrityError
+from llmtrain.files import sha256_of
 
 
 class Record(BaseModel):
@@ -138,8 +138,4 @@ def weights_sha256(directory: Path) -> str:
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise IntegrityError(f"{directory} holds no *.safetensors file; restore it from a copy or train again")
-    hashes = []
-    for path in files:
-        with path.open("rb") as file:
-            hashes.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
-    return content_hash(hashes)
+    return content_hash([[path.name, sha256_of(path)] for path in files])

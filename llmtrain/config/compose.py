@@ -211,7 +211,7 @@ def _origins(merged: list[tuple[Path, Key]], given: list[Given]) -> Origins:
 
 def _drop_what_the_old_kind_had(composed: DictConfig, origins: Origins) -> None:
     """Where an override chose another `kind`, remove what only files set for the kind before, as an option would."""
-    data = OmegaConf.to_container(composed, resolve=False)
+    data: Any = OmegaConf.to_container(composed, resolve=False)
     for setting in settings():
         chain = origins.chains.get(setting.key, [])
         if not all(origin.file for origin in chain) or setting_at(setting.key, data) is not None:

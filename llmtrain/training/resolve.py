@@ -58,18 +58,16 @@ def resolve(
         tokenizer = config.model.tokenizer
     tokenizer_directory = prepare_tokenizer(tokenizer, text_data, outputs, say)
     tokenizer_hash = _fitting_tokenizer_sha256(config, tokenizer_directory)
-    if isinstance(config.trainer, DPOTrainer) and parent is None:
-        parent = _latest_parent(config, tokenizer_hash, outputs, train_base, say)
-
-    if parent is not None:
-        _verify(parent)
-
     text = prepare_text(text_data, tokenizer_directory, outputs, say)
     pairs = None
     if isinstance(config.data, PreferenceData):
         pairs = prepare_preferences(
             config.data, text, tokenizer_directory, outputs, say, max_tokens=config.trainer.sequence_tokens
         )
+    if isinstance(config.trainer, DPOTrainer) and parent is None:  # last: a base may have to be trained
+        parent = _latest_parent(config, tokenizer_hash, outputs, train_base, say)
+    if parent is not None:
+        _verify(parent)
     if parent is not None and parent.model.dataset_sha256 != text.content_sha256:
         say(
             f"note: {_label(parent)} was not trained on this corpus and split; "

@@ -78,6 +78,7 @@ def _run(frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, say:
     lightning.seed_everything(config.trainer.seed, verbose=False)
     model = model_directory.load(inputs.parent.directory) if inputs.parent else build(config.model)
     check_log_probs(model)
+    model.to(config.infra.accelerator)  # baselines and the reference are computed there too
     match config.trainer:
         case PretrainTrainer() as settings:
             task = tasks.pretraining(model, settings, config.infra, inputs, outputs)
@@ -99,6 +100,7 @@ def _run(frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, say:
     )
     try:
         _fit(frozen, task, directory, checkpoint, metrics, tracker)
+        model.to(config.infra.accelerator)  # Lightning leaves it on the CPU
         say("evaluating on the test split")
         figures = {f"test/{name}": value for name, value in task.evaluate("test").items()} | baselines
         if bad := [name for name, value in figures.items() if not math.isfinite(value)]:
