@@ -10,16 +10,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from transformers import PreTrainedModel
 
 from llmtrain.config.base import content_hash
 from llmtrain.config.infra import Infra
+from llmtrain.data.once import make_once
 from llmtrain.data.preferences import PreferencePairs
-from llmtrain.files import whole_directory
 from llmtrain.training.batches import AnswerLogProbs
 from llmtrain.training.evaluation import score_pairs
 
+FILE = "logprobs.safetensors"
 SPOT_CHECKS = 4
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 """Relative difference that another batch composition may cause."""
@@ -47,27 +48,29 @@ def reference_log_probs(
             return stored
         print(f"{directory} does not agree with the reference: computing it anew", file=sys.stderr)
         shutil.rmtree(directory)
-    computed, before = {}, 0
-    for split, pairs in splits.items():
 
-        def from_the_start(num_tokens: int, before: int = before) -> None:
-            progress(before + num_tokens)
+    def make(aside: Path) -> None:
+        tensors: dict[str, torch.Tensor] = {}
+        before = 0
+        for split, pairs in splits.items():
 
-        computed[split] = score_pairs(model, pairs, list(range(len(pairs))), infra, from_the_start)
-        before += sum(pairs.num_tokens(index) for index in range(len(pairs)))
-    with whole_directory(directory) as aside:
-        tensors = {
-            f"{split}.{side}": getattr(scores, side)
-            for split, scores in computed.items()
-            for side in ("chosen", "rejected")
-        }
-        save_file(tensors, aside / "logprobs.safetensors")
-    return computed
+            def from_the_start(num_tokens: int, before: int = before) -> None:
+                progress(before + num_tokens)
+
+            scores = score_pairs(model, pairs, list(range(len(pairs))), infra, from_the_start)
+            tensors |= {f"{split}.chosen": scores.chosen, f"{split}.rejected": scores.rejected}
+            before += sum(pairs.num_tokens(index) for index in range(len(pairs)))
+        save_file(tensors, aside / FILE)
+
+    make_once(directory, make, lambda line: print(line, file=sys.stderr))
+    made = _read(directory)
+    assert made is not None, "what was just written can be read"
+    return made
 
 
 def _read(directory: Path) -> dict[str, AnswerLogProbs] | None:
     try:
-        tensors = load_file(directory / "logprobs.safetensors")
+        tensors = load((directory / FILE).read_bytes())  # no memory map: the file may be replaced while it is used
     except (OSError, SafetensorError):
         return None
     splits = {name.partition(".")[0] for name in tensors}

@@ -111,7 +111,7 @@ def _run(frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, say:
         for name in ("curves.png", "config.json", "metrics.jsonl"):
             tracker.log_file(directory / name)
         version = Registry(outputs).register(config.name, trained, tracker_run_id=tracker.tracker_run_id)
-    except Interrupted:
+    except (Interrupted, TryAgain):
         tracker.finish("KILLED")
         raise
     except BaseException:
