@@ -38,7 +38,7 @@ def test_own_text_and_own_preferences(demo: Demo):
     with (demo.directory / "corpus.jsonl").open("w") as file:
         file.writelines(json.dumps({"text": path.read_text()}) + "\n" for path in sorted(notes.iterdir()))
     with (demo.directory / "votes.jsonl").open("w") as file:
-        for number in range(60):
+        for number in range(200):
             answers = {"chosen": f"It is {number + 1}.", "rejected": f"It is {number}, as far as I know."}
             file.write(json.dumps({"prompt": f"What is {number} and one?", **answers}) + "\n")
     text, lines, votes = commands("Your own text and preferences")
@@ -48,7 +48,7 @@ def test_own_text_and_own_preferences(demo: Demo):
     corpus = "'data.corpus={kind: files, paths: [notes/**/*.txt], licence: proprietary}'"
     done = shell(f"{votes} {SMALLER} {corpus}", demo.directory)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "trainer.init_from=latest is qwen3_tiny-pretrain@1.0.0" in done.stdout
+    assert "trainer.init_from=latest is qwen3_tiny-pretrain@1.0.1" in done.stdout
 
 
 def test_the_readme_shows_what_a_typo_prints(demo: Demo):
