@@ -66,8 +66,6 @@ def resolve(
         )
     if isinstance(config.trainer, DPOTrainer) and parent is None:  # last: a base may have to be trained
         parent = _latest_parent(config, tokenizer_hash, outputs, train_base, say)
-    if parent is not None:
-        _verify(parent)
     if parent is not None and parent.model.dataset_sha256 != text.content_sha256:
         say(
             f"note: {_label(parent)} was not trained on this corpus and split; "
@@ -117,6 +115,7 @@ def _latest_parent(
         version = registry.latest(shape, tokenizer_hash, trainer="pretrain")
         assert version is not None, "the pretraining that was just done is not the one that was asked for"
     say(f"trainer.init_from=latest is {version.label}")
+    registry.verify(version)
     return Parent(version.model, registry.directory(version), version)
 
 
@@ -125,9 +124,12 @@ def _named_parent(config: TrainConfig, name: str, outputs: Path) -> Parent:
     record = Path(name) / "trained.json"
     if record.exists():
         parent = Parent(TrainedModel.read(record), Path(name) / "model", None)
+        if weights_sha256(parent.directory) != parent.model.weights_sha256:
+            raise IntegrityError(f"{parent.directory}: the weights are not those that {record} names; restore them")
     elif "@" in name:
         registry = Registry(outputs)
         version = registry.get(name)
+        registry.verify(version)
         parent = Parent(version.model, registry.directory(version), version)
     else:
         raise UserError(
@@ -147,15 +149,6 @@ def _named_parent(config: TrainConfig, name: str, outputs: Path) -> Parent:
             f"choose the model= that it was trained with, or another version"
         )
     return parent
-
-
-def _verify(parent: Parent) -> None:
-    """Raises IntegrityError unless the parent's weights are those of its record."""
-    if weights_sha256(parent.directory) != parent.model.weights_sha256:
-        raise IntegrityError(
-            f"{parent.directory}: the weights are not those of {_label(parent)}'s record; restore them from a copy, "
-            f"or choose another trainer.init_from"
-        )
 
 
 def _label(parent: Parent) -> str:

@@ -25,6 +25,7 @@ from llmtrain.artifacts import Evidence, ModelVersion, TrainedModel, weights_sha
 from llmtrain.config.frozen import FrozenRun, recipe_sha256
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.trainer import DPOTrainer, PretrainTrainer
+from llmtrain.data.prepared import verify
 from llmtrain.errors import Interrupted, NonFiniteLoss, TryAgain
 from llmtrain.files import write_whole
 from llmtrain.journal import Journal
@@ -73,6 +74,9 @@ def _run(frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, say:
     config, journal = frozen.config, Journal(outputs)
     checkpoint = checkpoints.newest(directory / "checkpoints")
     say(f"run {directory}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
+    if checkpoint is None:
+        for manifest in filter(None, (inputs.text, inputs.pairs)):
+            verify(manifest, outputs)
     journal.append("run.continued" if checkpoint else "run.started", run_id=frozen.run_id, config_sha256=frozen.sha256)
 
     lightning.seed_everything(config.trainer.seed, verbose=False)

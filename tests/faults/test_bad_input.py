@@ -163,3 +163,28 @@ def test_a_second_process_on_the_same_run_is_refused(fails):
     with (run / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         fails([*PRETRAIN, *files("text/*.txt")], 75, "another process works on this run")
+
+
+def test_a_flipped_bit_in_prepared_data_is_found_before_training_and_its_directory_is_named(fails):
+    text(Path())
+    assert main([*PRETRAIN, *files("text/*.txt")]) == 0
+    (shard,) = Path("outputs/data").glob("*/train-00000.uint16")
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    fails([*PRETRAIN, *files("text/*.txt"), "trainer.seed=1"], 3, shard.name, str(shard.parent))
+
+
+def test_weights_that_were_changed_are_not_tuned(fails):
+    text(Path())
+    assert main([*PRETRAIN, *files("text/*.txt")]) == 0
+    (weights,) = Path("outputs/qwen3_tiny-pretrain").glob("*/model/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    corpus = "data.corpus={kind: files, paths: [text/*.txt], licence: PSF-2.0}"
+    dpo = [*SMALL, "trainer=dpo", corpus, "data.pairs.prompt_characters=60", "data.pairs.answer_characters=40"]
+    dpo.append("trainer.sequence_tokens=128")
+    fails(dpo, 3, str(weights.parent))
+    fails([*dpo, "trainer.init_from=qwen3_tiny-pretrain@1.0.0"], 3, str(weights.parent))
+    fails([*dpo, f"trainer.init_from={weights.parent.parent}"], 3, str(weights.parent))
