@@ -222,7 +222,7 @@ def test_bad_records_stop_the_tokenizers_training_and_leave_the_report_only(tmp_
     (tmp_path / "good.txt").write_text(story(1))
     (tmp_path / "empty.txt").touch()
     outputs = tmp_path / "outputs"
-    with pytest.raises(DataError, match="1 of 4 records are refused"):
+    with pytest.raises(DataError, match="1 of 2 records are refused"):
         prepare_tokenizer(
             TrainedBPE(kind="bpe", vocab_size=310),
             text_data_of(f"{tmp_path}/*.txt", max_refused_share=0.1),
