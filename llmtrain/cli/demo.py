@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmtrain.cli.train import base_of
 from llmtrain.config.compose import load_config
 from llmtrain.errors import RunFailed
 
@@ -19,7 +20,7 @@ def main(argv: list[str]) -> int:
     better of the base model's log-probabilities, the longer answer, and a coin, by more than its standard error."""
     parser = argparse.ArgumentParser(prog="llmtrain demo", description=__doc__)
     parser.add_argument("--outputs", default="outputs", help="where runs and prepared data go")
-    parser.add_argument("overrides", nargs="*", help="further overrides for both runs, such as model=qwen3_tiny")
+    parser.add_argument("overrides", nargs="*", help="further overrides for both runs, such as trainer.seed=1")
     arguments = parser.parse_args(argv)
     started = time.monotonic()
     base = _train([f"outputs_dir={arguments.outputs}", *arguments.overrides])
@@ -42,7 +43,7 @@ def _train(overrides: list[str]) -> "TrainedModel":
     config = load_config(overrides)
     from llmtrain.training.run import train
 
-    return train(config, base_config=lambda: config)
+    return train(config, base_config=base_of(config, [], "train"))
 
 
 def _print_samples(outputs: Path, base: "TrainedModel", tuned: "TrainedModel") -> None:
