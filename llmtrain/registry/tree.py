@@ -13,24 +13,27 @@ def tree(versions: list[ModelVersion]) -> str:
     for version in versions:
         parent = version.model.parent_version
         children.setdefault(parent if parent in labels else None, []).append(version)
-    lines: list[tuple[str, ModelVersion]] = []
+    rows: list[tuple[str, str, str, str]] = []
 
     def add(parent: str | None, indent: str) -> None:
         siblings = children.get(parent, [])
         for version in siblings:
             last = version is siblings[-1]
             branch, below = ("", "") if parent is None else ("└── ", "    ") if last else ("├── ", "│   ")
-            lines.append((indent + branch + version.label, version))
+            tokens = f"{version.model.num_tokens_seen:,} tokens"
+            rows.append((indent + branch + version.label, version.model.trainer, tokens, _facts(version, labels)))
             add(version.label, indent + below)
 
     add(None, "")
-    width = max((len(name) for name, _ in lines), default=0)
-    return "\n".join(f"{name:{width}}  {_facts(version, labels)}" for name, version in lines)
+    names, trainers, counts = (max((len(row[column]) for row in rows), default=0) for column in range(3))
+    return "\n".join(
+        f"{name:{names}}  {trainer:{trainers}}  {tokens:>{counts}}  {facts}" for name, trainer, tokens, facts in rows
+    )
 
 
 def _facts(version: ModelVersion, labels: set[str]) -> str:
     model = version.model
-    facts = [f"{model.trainer:8}", f"{model.num_tokens_seen:>13,} tokens", version.registered_at_utc[:10]]
+    facts = [version.registered_at_utc[:10]]
     facts += [f"{key} {value:.4g}" for key, value in list(model.metrics.items())[:2]]
     if model.parent_version is not None and model.parent_version not in labels:
         facts.append(f"(from {model.parent_version}, not listed)")
