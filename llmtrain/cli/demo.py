@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     _print_figures(base, tuned)
     print(f"\ndone in {time.monotonic() - started:.0f} s")
     for model in (base, tuned):
-        print(f"  {(outputs / model.path).parent}: curves.png, metrics.jsonl, model/")
+        print(f"  {(outputs / model.path).parent}: report.html, curves.png, metrics.jsonl, model/")
     print("  llmtrain models: the registered versions as a tree")
     print(f"  MLflow: mlflow server --backend-store-uri sqlite:///{outputs}/mlflow/mlflow.db "
           f"--artifacts-destination {outputs}/mlflow/artifacts")  # fmt: skip

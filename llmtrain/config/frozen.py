@@ -1,12 +1,15 @@
 """`config.json` of a run: the checked config with every reference resolved to an exact version and hash.
 
-Workers, sweeps and servers start from this file; nothing is composed twice.
+Workers, sweeps and servers start from this file; nothing is composed twice. A file of an older schema is migrated when
+it is read: a setting that came later gets the value that does what was done before there was one.
 """
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from llmtrain.config.base import Changes, Settings, content_hash
 from llmtrain.config.root import TrainConfig
@@ -66,10 +69,34 @@ def recipe_sha256(trainer: Settings) -> str:
 
 
 def thaw(path: Path) -> FrozenRun:
-    """Read a frozen run. Raises UserError where the file is missing or is not one."""
+    """Read a frozen run of this schema or an older one. Raises UserError where the file is missing or is not one."""
     try:
-        return FrozenRun.model_validate_json(path.read_bytes())
+        return FrozenRun.model_validate_json(json.dumps(_migrated(json.loads(path.read_bytes()), path)))
     except OSError as error:
         raise UserError(f"{path}: no frozen config to start from ({error.strerror}); give a run's directory") from error
-    except ValidationError as error:
+    except (KeyError, TypeError, ValueError) as error:  # no JSON, other JSON, or a config that is not valid
         raise UserError(f"{path} is not a frozen config of this version of llmtrain: {error}") from error
+
+
+def _migrated(frozen: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`frozen` in the form of the present schema."""
+    config = frozen["config"]
+    if config["schema_version"] > SCHEMA_VERSION:
+        raise UserError(
+            f"{path} was written by a newer llmtrain: its schema_version is {config['schema_version']}, this one reads "
+            f"up to {SCHEMA_VERSION}; update llmtrain"
+        )
+    while config["schema_version"] in MIGRATIONS:
+        config = MIGRATIONS[config["schema_version"]](config)
+    return {**frozen, "config": config}
+
+
+def _from_1_to_2(config: dict[str, Any]) -> dict[str, Any]:
+    """`trainer.sample_tokens` came: there were no samples."""
+    trainer = config["trainer"] | {"sample_tokens": 0}
+    return config | {"schema_version": 2, "trainer": trainer}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1_to_2}
+"""What makes of a config of one schema one of the next, by the schema's version."""
+SCHEMA_VERSION = max(MIGRATIONS) + 1

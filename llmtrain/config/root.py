@@ -15,7 +15,7 @@ from llmtrain.config.trainer import DPOTrainer, PretrainTrainer, Trainer
 class TrainConfig(Settings):
     """Everything that `train.py` needs to know."""
 
-    schema_version: Annotated[Literal[1], Changes.SURFACE]
+    schema_version: Annotated[Literal[2], Changes.SURFACE]
     """Version of this schema; frozen configs of older versions are migrated on load."""
     name: Annotated[str, Changes.SURFACE]
     """Experiment: the directory under `outputs_dir`, the tracker's experiment and the registered model's name."""
@@ -44,5 +44,10 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"trainer.sequence_tokens={self.trainer.sequence_tokens} is longer than "
                 f"model.max_position_embeddings={self.model.max_position_embeddings}; lower the one or raise the other"
+            )
+        if self.trainer.sample_tokens >= self.model.max_position_embeddings:
+            raise ValueError(
+                f"trainer.sample_tokens={self.trainer.sample_tokens} leaves no room for a prompt in "
+                f"model.max_position_embeddings={self.model.max_position_embeddings}; lower trainer.sample_tokens"
             )
         return self

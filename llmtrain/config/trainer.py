@@ -37,6 +37,8 @@ class _Trainer(Settings):
     """Tokens between two evaluations on the validation split."""
     checkpoint_every_tokens: Annotated[int, Gt(0), Changes.SURFACE]
     """Tokens between two checkpoints: what a crash can cost at most."""
+    sample_tokens: Annotated[int, Ge(0), Changes.SURFACE]
+    """Tokens by which a few held-out prompts are continued at each evaluation, for the report; 0 for none."""
 
 
 class PretrainTrainer(_Trainer):

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.files import fsync
+from llmtrain.files import fsync, writing
 from llmtrain.telemetry.metrics import read
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ PANELS = (
     ("Preference accuracy, validation", "share of pairs", ("validation/accuracy",)),
     ("Reward margin, validation", "nats", ("validation/margin",)),
     ("Change of the chosen answer's log-probability", "nats", ("validation/chosen_logp_change",)),
+    ("Held-out language loss, validation", "nats", ("validation/heldout_loss",)),
     ("Learning rate", "", ("train/lr",)),
     ("Gradient norm before clipping", "", ("train/grad_norm",)),
     ("Speed", "tokens / s", ("train/tokens_per_second",)),
@@ -57,9 +58,10 @@ def plot_curves(metrics_path: Path, png_path: Path, baselines: dict[str, float])
     for axes in grid:  # what the panels left over
         axes.set_axis_off()
     aside = png_path.with_name(f"{png_path.name}.writing")
-    figure.savefig(aside, format="png")
-    fsync(aside)
-    aside.rename(png_path)
+    with writing(png_path):
+        figure.savefig(aside, format="png")
+        fsync(aside)
+        aside.rename(png_path)
 
 
 def _draw(axes: "Axes", rows: list[dict[str, Any]], key: str) -> None:

@@ -18,6 +18,7 @@ import lightning
 from llmtrain.config.trainer import Trainer
 from llmtrain.telemetry.metrics import MetricsFile
 from llmtrain.telemetry.progress import Progress
+from llmtrain.telemetry.stopwatch import Stopwatch
 from llmtrain.telemetry.tracking import Tracker
 from llmtrain.training import checkpoints
 from llmtrain.training.batches import StepBatch
@@ -26,7 +27,8 @@ from llmtrain.training.schedule import due
 
 
 class Between(lightning.Callback):
-    """The events of one run. `evaluate` returns the validation figures, with a `loss` to choose the best by."""
+    """The events of one run. `evaluate` returns the validation figures, with a `loss` to choose the best by; `report`
+    shows how things stand, once they are saved."""
 
     def __init__(
         self,
@@ -36,13 +38,16 @@ class Between(lightning.Callback):
         metrics: MetricsFile,
         tracker: Tracker,
         progress: Progress,
+        stopwatch: Stopwatch,
+        report: Callable[[], None],
     ) -> None:
         self.settings, self.checkpoints, self.evaluate = settings, directory / "checkpoints", evaluate
         self.metrics, self.tracker, self.progress = metrics, tracker, progress
+        self.stopwatch, self.report = stopwatch, report
         self.best: dict[str, float] | None = None
         self.stopped_by: signal.Signals | None = None
         self.seconds = 0.0  # trained before this process, of the same run
-        self.row_tokens = 0
+        self.row_tokens, self.row_seconds = 0, 0.0  # trained in this process since the last row: what the speed is of
         self._since_row: list[dict[str, float]] = []
 
     # ---- stopping: a handler only sets a flag; the state is saved at the next step's boundary
@@ -51,7 +56,7 @@ class Between(lightning.Callback):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         self.started = time.monotonic() - self.seconds
-        self.row_started = time.monotonic()
+        self.step_started = time.monotonic()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.stopped_by is not None:  # asked twice: at once, without saving
@@ -68,14 +73,17 @@ class Between(lightning.Callback):
         assert isinstance(module, TokenClock)
         self._since_row.append(module.figures)
         before, after = module.tokens - batch.num_tokens, module.tokens
+        self.row_tokens += batch.num_tokens
+        self.row_seconds += max(0.0, time.monotonic() - self.step_started)  # clocks jump
         last = after >= module.total_tokens
         self.progress.update(after, loss=module.figures["loss"])
 
         row: dict[str, float] = {}
         if last or due(before, after, self.settings.log_every_tokens):
-            row |= self._training_figures(module)
+            row |= self._training_figures()
         improved = False
-        if last or due(before, after, self.settings.evaluate_every_tokens):
+        evaluated = last or due(before, after, self.settings.evaluate_every_tokens)
+        if evaluated:
             found = self.evaluate()
             row |= {f"validation/{name}": value for name, value in found.items()}
             improved = self.best is None or found["loss"] < self.best["loss"]
@@ -84,16 +92,19 @@ class Between(lightning.Callback):
         if row:
             self._write(module, row)
         if last or improved or self.stopped_by or due(before, after, self.settings.checkpoint_every_tokens):
-            self.save(trainer, module)
+            with self.stopwatch.phase("checkpoints"):
+                self.save(trainer, module)
+        if evaluated or self.stopped_by:
+            self.report()
         if self.stopped_by:
             trainer.should_stop = True
+        self.step_started = time.monotonic()
 
-    def _training_figures(self, module: TokenClock) -> dict[str, float]:
+    def _training_figures(self) -> dict[str, float]:
         """Means over the steps since the last row."""
         steps, self._since_row = self._since_row, []
-        now = time.monotonic()
-        tokens, self.row_tokens = module.tokens - self.row_tokens, module.tokens
-        speed, self.row_started = tokens / (now - self.row_started), now
+        speed = self.row_tokens / self.row_seconds if self.row_seconds else 0.0
+        self.row_tokens, self.row_seconds = 0, 0.0
         return {
             "train/loss": sum(step["loss"] for step in steps) / len(steps),
             "train/grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),
@@ -101,15 +112,22 @@ class Between(lightning.Callback):
             "train/tokens_per_second": speed,
         }
 
+    def _seconds(self) -> float:
+        return max(0.0, time.monotonic() - self.started)
+
     def _write(self, module: TokenClock, figures: dict[str, float]) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         place = {"step": module.step, "tokens": module.tokens}
-        self.metrics.append({**place, "time_utc": now, "seconds": round(time.monotonic() - self.started, 3), **figures})
+        self.metrics.append({**place, "time_utc": now, "seconds": round(self._seconds(), 3), **figures})
         self.tracker.log(module.step, {"tokens": module.tokens, **figures})
 
     def save(self, trainer: lightning.Trainer, module: TokenClock) -> None:
-        """Write the checkpoint of the step just done, point `best` at the best, remove what is no longer needed."""
+        """Write the checkpoint of the step just done."""
         trainer.save_checkpoint(self.checkpoints / f"step-{module.step:08d}", weights_only=False)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Point `best` at the best checkpoint, remove those that are no longer needed."""
         if self.best is not None:
             checkpoints.mark_best(self.checkpoints / f"step-{int(self.best['step']):08d}")
         checkpoints.prune(self.checkpoints)
@@ -123,14 +141,12 @@ class Between(lightning.Callback):
             "best": self.best,
             "metrics_bytes": self.metrics.size,
             "since_row": self._since_row,
-            "row_tokens": self.row_tokens,
-            "seconds": time.monotonic() - self.started,
+            "seconds": self._seconds(),
         }
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: Any
     ) -> None:
         state = checkpoint["between"]
-        self.best, self._since_row, self.row_tokens = state["best"], state["since_row"], state["row_tokens"]
-        self.seconds = state["seconds"]
+        self.best, self._since_row, self.seconds = state["best"], state["since_row"], state["seconds"]
         self.metrics.truncate(state["metrics_bytes"])

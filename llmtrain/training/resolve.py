@@ -12,9 +12,9 @@ from llmtrain.config.frozen import FrozenRun, Resolved
 from llmtrain.config.model import HFTokenizer, Tokenizer
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.trainer import DPOTrainer
-from llmtrain.data.prepare import prepare_text, prepare_tokenizer
+from llmtrain.data.prepare import load_prepared_tokenizer, prepare_text, prepare_tokenizer
 from llmtrain.data.prepare_preferences import prepare_preferences
-from llmtrain.data.tokenizer import load_tokenizer, tokenizer_sha256
+from llmtrain.data.tokenizer import tokenizer_sha256
 from llmtrain.errors import CheckpointMismatch, IntegrityError, TokenizerMismatch, UserError
 from llmtrain.models.build import hf_config, shape_sha256
 from llmtrain.registry.registry import Registry
@@ -43,6 +43,11 @@ class Inputs:
     pairs: DatasetManifest | None
     parent: Parent | None
 
+    @property
+    def dataset_sha256(self) -> str:
+        """`content_sha256` of what is trained on."""
+        return (self.pairs or self.text).content_sha256
+
 
 def resolve(
     config: TrainConfig, outputs: Path, train_base: Callable[[], TrainedModel], say: Say
@@ -58,6 +63,8 @@ def resolve(
         tokenizer = config.model.tokenizer
     tokenizer_directory = prepare_tokenizer(tokenizer, text_data, outputs, say)
     tokenizer_hash = _fitting_tokenizer_sha256(config, tokenizer_directory)
+    if parent is not None and parent.model.tokenizer_sha256 != tokenizer_hash:
+        raise IntegrityError(f"{parent.directory}: the tokenizer is not the one of the training; restore its files")
     text = prepare_text(text_data, tokenizer_directory, outputs, say)
     pairs = None
     if isinstance(config.data, PreferenceData):
@@ -91,7 +98,7 @@ def resolve(
 
 def _fitting_tokenizer_sha256(config: TrainConfig, directory: Path) -> str:
     """The tokenizer's hash. Raises TokenizerMismatch where it has more entries than the model has rows."""
-    tokenizer = load_tokenizer(str(directory))
+    tokenizer = load_prepared_tokenizer(directory)
     if len(tokenizer) > config.model.vocab_size:
         raise TokenizerMismatch(
             f"the tokenizer in {directory} has {len(tokenizer):,} entries, but model.vocab_size="

@@ -3,6 +3,8 @@
 outputs/<name>/<run id>/config.json       the frozen config: what would make this run again
                         metrics.jsonl     a row each log interval; curves.png is drawn from it
                         baselines.json    what the last figures are held against, measured before training
+                        samples/          held-out prompts continued at each evaluation; margins.json: of each pair
+                        report.html       all of it to look at, from the first step on; processes.json: machine, times
                         checkpoints/      what a restart continues from
                         model/            the finished model, as `from_pretrained` loads it
                         trained.json      its record; version.json: the registered one. With it, the run is over.
@@ -21,27 +23,29 @@ from pathlib import Path
 import lightning
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from llmtrain.artifacts import Evidence, ModelVersion, TrainedModel, weights_sha256
-from llmtrain.config.frozen import FrozenRun, recipe_sha256
+from llmtrain.artifacts import ModelVersion, TrainedModel
+from llmtrain.config.frozen import FrozenRun
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.trainer import DPOTrainer, PretrainTrainer
 from llmtrain.data.prepared import verify
-from llmtrain.errors import Interrupted, NonFiniteLoss, TryAgain
+from llmtrain.errors import IntegrityError, Interrupted, NonFiniteLoss, TryAgain
 from llmtrain.files import write_whole
 from llmtrain.journal import Journal
 from llmtrain.models import directory as model_directory
-from llmtrain.models.build import build, shape_sha256
+from llmtrain.models.build import build
 from llmtrain.models.logprobs import check_log_probs
 from llmtrain.registry.registry import Registry
 from llmtrain.telemetry.curves import plot_curves
 from llmtrain.telemetry.metrics import MetricsFile
 from llmtrain.telemetry.progress import Progress
-from llmtrain.telemetry.tracking import Tracker, open_tracker
+from llmtrain.telemetry.stopwatch import Stopwatch
+from llmtrain.telemetry.tracking import Tracker, check_tracking, open_tracker
 from llmtrain.training import checkpoints, device, tasks
 from llmtrain.training.batches import steps_from
-from llmtrain.training.card import model_card
 from llmtrain.training.events import Between
+from llmtrain.training.export import export
 from llmtrain.training.resolve import Inputs, Say, resolve
+from llmtrain.training.traces import Traces
 
 
 def train(
@@ -52,11 +56,16 @@ def train(
     `base_config` composes the pretraining that `trainer.init_from=latest` needs where nothing is registered. `again`
     makes another run of the same mathematics. Raises the errors of `llmtrain.errors`; what was saved stays.
     """
-    outputs = Path(config.outputs_dir)
+    outputs, stopwatch = Path(config.outputs_dir), Stopwatch()
+    check_tracking(config.tracking)
     device.apply(config.infra)
-    frozen, inputs = resolve(
-        config, outputs, train_base=lambda: train(base_config(), base_config=base_config, say=say), say=say
-    )
+
+    def train_base() -> TrainedModel:
+        with stopwatch.phase("base model"):
+            return train(base_config(), base_config=base_config, say=say)
+
+    with stopwatch.phase("preparing"):
+        frozen, inputs = resolve(config, outputs, train_base, say)
     if again:
         while (_directory(outputs, frozen) / "version.json").exists():
             frozen = frozen.model_copy(update={"attempt": frozen.attempt + 1})
@@ -67,14 +76,16 @@ def train(
             say(f"{directory} is finished: {version.label} (--again makes another run)")
             return version.model
         write_whole(directory / "config.json", frozen.model_dump_json(indent=2) + "\n")
-        return _run(frozen, inputs, outputs, directory, say)
+        return _run(frozen, inputs, outputs, directory, stopwatch, say)
 
 
-def _run(frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, say: Say) -> TrainedModel:
+def _run(
+    frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, stopwatch: Stopwatch, say: Say
+) -> TrainedModel:
     config, journal = frozen.config, Journal(outputs)
     checkpoint = checkpoints.newest(directory / "checkpoints")
     say(f"run {directory}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
-    if checkpoint is None:
+    with stopwatch.phase("preparing"):
         for manifest in filter(None, (inputs.text, inputs.pairs)):
             verify(manifest, outputs)
     journal.append("run.continued" if checkpoint else "run.started", run_id=frozen.run_id, config_sha256=frozen.sha256)
@@ -87,8 +98,13 @@ def _run(frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, say:
         case PretrainTrainer() as settings:
             task = tasks.pretraining(model, settings, config.infra, inputs, outputs)
         case DPOTrainer() as settings:
-            task = tasks.preference(model, settings, config.infra, inputs, outputs)
-    baselines = _once(directory / "baselines.json", task.baselines)
+            with stopwatch.phase("reference"):
+                task = tasks.preference(model, settings, config.infra, inputs, outputs, directory)
+    with stopwatch.phase("baselines"):
+        baselines = _once(directory / "baselines.json", task.baselines)
+    step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    tokens = task.steps.tokens_before(step)
+    traces = Traces(frozen, task, inputs.tokenizer_directory, outputs, directory, stopwatch, tokens)
 
     metrics = MetricsFile(directory / "metrics.jsonl")
     if checkpoint is None:
@@ -100,21 +116,24 @@ def _run(frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, say:
         run_id=frozen.run_id,
         run_directory=directory,
         params=config.model_dump(mode="json"),
-        tags={"config_sha256": frozen.sha256, "dataset_sha256": _dataset_sha256(inputs)},
+        tags={"config_sha256": frozen.sha256, "dataset_sha256": inputs.dataset_sha256},
     )
     try:
-        _fit(frozen, task, directory, checkpoint, metrics, tracker)
+        _fit(frozen, task, directory, checkpoint, metrics, tracker, traces)
         model.to(config.infra.accelerator)  # Lightning leaves it on the CPU
         say("evaluating on the test split")
-        figures = {f"test/{name}": value for name, value in task.evaluate("test").items()} | baselines
+        with stopwatch.phase("evaluation"):
+            figures = {f"test/{name}": value for name, value in task.evaluate("test").items()} | baselines
         if bad := [name for name, value in figures.items() if not math.isfinite(value)]:
             raise NonFiniteLoss(f"{directory}: {', '.join(bad)} not finite at the end; lower trainer.lr")
-        trained = _export(frozen, task, inputs, outputs, directory, figures)
+        with stopwatch.phase("export"):
+            trained = export(frozen, task, inputs, outputs, directory, figures)
         plot_curves(directory / "metrics.jsonl", directory / "curves.png", _chance(config, baselines))
         tracker.log(task.module.step + 1, figures)
-        for name in ("curves.png", "config.json", "metrics.jsonl"):
-            tracker.log_file(directory / name)
         version = Registry(outputs).register(config.name, trained, tracker_run_id=tracker.tracker_run_id)
+        traces.report(version)
+        for name in ("curves.png", "config.json", "metrics.jsonl", "report.html"):
+            tracker.log_file(directory / name)
     except (Interrupted, TryAgain):
         tracker.finish("KILLED")
         raise
@@ -124,7 +143,7 @@ def _run(frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, say:
     tracker.finish("FINISHED")
     journal.append("run.finished", run_id=frozen.run_id, version=version.label, weights_sha256=trained.weights_sha256)
     write_whole(directory / "version.json", version.model_dump_json(indent=2) + "\n")
-    say(f"registered {version.label}: {outputs / trained.path}")
+    say(f"registered {version.label}: {outputs / trained.path}; report: {directory / 'report.html'}")
     _warn_if_language_suffered(config, figures, say)
     return trained
 
@@ -136,12 +155,20 @@ def _fit(
     checkpoint: Path | None,
     metrics: MetricsFile,
     tracker: Tracker,
+    traces: Traces,
 ) -> None:
     """Train from `checkpoint`, or from the start, to the end. Raises Interrupted or TryAgain when a signal stops it."""
-    config = frozen.config
+    config, stopwatch = frozen.config, traces.stopwatch
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
     progress = Progress(task.module.total_tokens, config.name)
-    between = Between(config.trainer, directory, lambda: task.evaluate("validation"), metrics, tracker, progress)
+
+    def evaluate() -> dict[str, float]:
+        with stopwatch.phase("evaluation"):
+            figures = task.evaluate("validation")
+        traces.sample()
+        return figures
+
+    between = Between(config.trainer, directory, evaluate, metrics, tracker, progress, stopwatch, traces.report)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     trainer = lightning.Trainer(
@@ -164,9 +191,14 @@ def _fit(
         state = checkpoints.AtomicCheckpoints().load_checkpoint(checkpoint)
         task.module.load_state_dict(state["state_dict"])
         task.module.on_load_checkpoint(state)
-        metrics.truncate(state["between"]["metrics_bytes"])
+        between.on_load_checkpoint(trainer, task.module, state)
+        between.tidy()  # the kill may have come right after the last save
         return
-    trainer.fit(task.module, steps_from(task.steps, step), ckpt_path=checkpoint)
+    if checkpoint is None:
+        traces.sample()
+        traces.report()
+    with stopwatch.phase("training"):
+        trainer.fit(task.module, steps_from(task.steps, step), ckpt_path=checkpoint)
     progress.done()
     match between.stopped_by:
         case None:
@@ -179,34 +211,6 @@ def _fit(
             raise TryAgain(
                 f"asked to stop; {directory} is saved at step {task.module.step}: the same command continues"
             )
-
-
-def _export(
-    frozen: FrozenRun, task: tasks.Task, inputs: Inputs, outputs: Path, directory: Path, figures: dict[str, float]
-) -> TrainedModel:
-    config, parent = frozen.config, inputs.parent
-    manifests = [manifest for manifest in (inputs.text, inputs.pairs) if manifest]
-    card = model_card(frozen, manifests, figures)
-    model_directory.save(task.module.model, inputs.tokenizer_directory, directory / "model", card)
-    trained = TrainedModel(
-        parents=tuple(manifest.sha256 for manifest in manifests) + ((parent.model.sha256,) if parent else ()),
-        run_id=frozen.run_id,
-        path=(directory / "model").relative_to(outputs).as_posix(),
-        trainer=config.trainer.kind,
-        shape_sha256=shape_sha256(config.model),
-        weights_sha256=weights_sha256(directory / "model"),
-        tokenizer_sha256=frozen.resolved.tokenizer_sha256,
-        config_sha256=frozen.sha256,
-        dataset_sha256=_dataset_sha256(inputs),
-        recipe_sha256=recipe_sha256(config.trainer),
-        parent_version=frozen.resolved.parent_version,
-        num_tokens_seen=task.module.tokens,
-        metrics=figures,
-    )
-    write_whole(directory / "trained.json", trained.model_dump_json(indent=2) + "\n")
-    evidence = Evidence(parents=(trained.sha256,), procedure="llmtrain.training.tasks", figures=figures)
-    write_whole(directory / "evidence.json", evidence.model_dump_json(indent=2) + "\n")
-    return trained
 
 
 def _warn_if_language_suffered(config: TrainConfig, figures: dict[str, float], say: Say) -> None:
@@ -236,15 +240,14 @@ def _directory(outputs: Path, frozen: FrozenRun) -> Path:
     return outputs / frozen.config.name / frozen.run_id
 
 
-def _dataset_sha256(inputs: Inputs) -> str:
-    return (inputs.pairs or inputs.text).content_sha256
-
-
 def _once(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """What `measure` returns, kept in `path`, so that a continued run is held against the same figures."""
     if not path.exists():
         write_whole(path, json.dumps(measure(), indent=2) + "\n")
-    found: dict[str, float] = json.loads(path.read_text())
+    try:
+        found: dict[str, float] = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise IntegrityError(f"{path} is damaged ({error}); delete it and run the same command again") from error
     return found
 
 

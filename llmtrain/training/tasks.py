@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from transformers import PreTrainedModel
 
 from llmtrain.config.infra import Infra
 from llmtrain.config.trainer import DPOTrainer, PretrainTrainer
 from llmtrain.data.preferences import PreferencePairs
-from llmtrain.data.text import TokenShards
+from llmtrain.data.text import Ids, TokenShards
+from llmtrain.report.records import Margins
 from llmtrain.telemetry.progress import Progress
 from llmtrain.training.batches import PairSteps, TextSteps
 from llmtrain.training.evaluation import language_loss, preference_figures, score_pairs, unigram_baseline
@@ -17,8 +19,10 @@ from llmtrain.training.losses import accuracy
 from llmtrain.training.module import DirectPreference, Pretraining, TokenClock
 from llmtrain.training.reference import reference_log_probs
 from llmtrain.training.resolve import Inputs
+from llmtrain.training.samples import pair_prompts, text_prompts
 
 Figures = dict[str, float]
+Heldout = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,12 @@ class Task:
 
     module: TokenClock
     steps: TextSteps | PairSteps
-    evaluate: Callable[[str], Figures]
-    """The figures of a split (`validation`, `test`), under the module's present weights."""
+    evaluate: Callable[[Heldout], Figures]
+    """The figures of a split under the module's present weights."""
     baselines: Callable[[], Figures]
     """What the last figures are held against, on the test split; to be called before training."""
+    prompts: list[Ids]
+    """Held-out text for the model to continue."""
 
 
 def pretraining(model: PreTrainedModel, trainer: PretrainTrainer, infra: Infra, inputs: Inputs, outputs: Path) -> Task:
@@ -40,18 +46,23 @@ def pretraining(model: PreTrainedModel, trainer: PretrainTrainer, infra: Infra, 
     steps = TextSteps(shards["train"], trainer, infra.micro_batch_tokens)
     module = Pretraining(model, trainer, infra, total_tokens=steps.tokens_before(len(steps)))
 
-    def evaluate(split: str) -> Figures:
+    def evaluate(split: Heldout) -> Figures:
         return language_loss(model, shards[split], inputs.text.splits[split], trainer.sequence_tokens, infra)
 
     def baselines() -> Figures:
         found = unigram_baseline(shards["train"], shards["test"], inputs.text.splits["test"], model.config.vocab_size)
         return {f"unigram/{name}": value for name, value in found.items()}
 
-    return Task(module, steps, evaluate, baselines)
+    return Task(module, steps, evaluate, baselines, text_prompts(shards["validation"]))
 
 
-def preference(model: PreTrainedModel, trainer: DPOTrainer, infra: Infra, inputs: Inputs, outputs: Path) -> Task:
-    """DPO from `model`, which is the reference too; judged by held-out pairs and by what it cost in language."""
+def preference(
+    model: PreTrainedModel, trainer: DPOTrainer, infra: Infra, inputs: Inputs, outputs: Path, directory: Path
+) -> Task:
+    """DPO from `model`, which is the reference too; judged by held-out pairs and by what it cost in language.
+
+    Each evaluation leaves the margin of every pair in the run's `directory`, as margins.json.
+    """
     assert inputs.pairs is not None
     assert inputs.parent is not None
     splits = {split: PreferencePairs(outputs / inputs.pairs.path, split) for split in ("train", "validation", "test")}
@@ -75,8 +86,11 @@ def preference(model: PreTrainedModel, trainer: DPOTrainer, infra: Infra, inputs
         found = language_loss(model, text[split], inputs.text.splits[split], trainer.sequence_tokens, infra)
         return {f"heldout_{name}": value for name, value in found.items()}
 
-    def evaluate(split: str) -> Figures:
+    def evaluate(split: Heldout) -> Figures:
         policy = score_pairs(model, splits[split], list(range(len(splits[split]))), infra)
+        before, after = (scores.chosen - scores.rejected for scores in (reference[split], policy))
+        margins = Margins(split=split, beta=trainer.beta, before=tuple(before.tolist()), after=tuple(after.tolist()))
+        margins.write(directory / "margins.json")
         return preference_figures(policy, reference[split], trainer.beta) | heldout(split)
 
     def baselines() -> Figures:
@@ -89,4 +103,4 @@ def preference(model: PreTrainedModel, trainer: DPOTrainer, infra: Infra, inputs
             **{f"base/{name}": value for name, value in heldout("test").items()},
         }
 
-    return Task(module, steps, evaluate, baselines)
+    return Task(module, steps, evaluate, baselines, pair_prompts(splits["validation"]))

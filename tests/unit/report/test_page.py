@@ -1,0 +1,140 @@
+"""What stands on the page, at every stage of a run."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from llmtrain.errors import IntegrityError
+from llmtrain.report.page import MOST_SAMPLES, page
+from llmtrain.report.records import Sample, Samples
+from tests.paper_run import HOSTILE, PaperRuns
+
+
+class Words(HTMLParser):
+    """The text of each section, and every attribute that could fetch something."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.sections: dict[str, str] = {"": ""}
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self._section = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append(tag)
+        if tag == "section":
+            self._section = values["id"]
+            self.sections[self._section] = ""
+        self.links += [values[name] for name in ("src", "href", "srcset", "data", "action") if name in values]
+        assert not any(name.startswith("on") for name in values)
+
+    def handle_data(self, data):
+        self.sections[self._section] += data + " "
+
+
+def words(directory: Path, outputs: Path) -> Words:
+    return Words(page(directory, outputs))
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_a_finished_pretraining_shows_every_part(runs: PaperRuns):
+    found = words(runs.pretrain, runs.outputs)
+    assert list(found.sections) == ["", "figures", "curves", "samples", "config", "data", "lineage", "machine"]
+    assert "5.000 nats per token on held-out text, 1.000 below a unigram model (6.000)." in squeezed(found.sections[""])
+    assert "qwen3_tiny-pretrain@1.0.0" in found.sections[""]
+    figures = squeezed(found.sections["figures"])
+    assert "Held-out loss, bits per byte against a unigram model 2.000 2.500 -0.500" in figures
+    assert "trained from scratch" in found.sections["lineage"]
+    machine = squeezed(found.sections["machine"])
+    assert "training 16.0 s" in machine, "both processes together"
+    assert "625 tokens/s while training" in machine, "10,000 tokens in 16 s"
+    assert "2 processes worked on it" in machine
+
+
+def test_a_preference_run_shows_its_margins_and_links_to_its_parent(runs: PaperRuns):
+    (runs.pretrain / "report.html").write_text(page(runs.pretrain, runs.outputs))
+    found = words(runs.dpo, runs.outputs)
+    verdict = squeezed(found.sections[""])
+    assert "Prefers the chosen answer in 62.5% ± 3.0% of held-out pairs, above the longer answer (55.0%)." in verdict
+    assert "The held-out language loss rose by 5.0%." in verdict
+    preferences = squeezed(found.sections["preferences"])
+    assert "4 pairs of the test split. Reward margin: mean 0.425, median 0.600." in preferences
+    assert "in 37.5 % of pairs before tuning and in 75.0 % after it" in preferences, "an equal pair counts half"
+    link = f"../../qwen3_tiny-pretrain/{runs.pretrain.name}/report.html"
+    assert link in found.links
+    assert (runs.dpo / link).samefile(runs.pretrain / "report.html")
+
+
+def test_a_parent_without_a_report_is_named_and_not_linked(runs: PaperRuns):
+    found = words(runs.dpo, runs.outputs)
+    assert "qwen3_tiny-pretrain@1.0.0" in found.sections["lineage"]
+    assert all(link.startswith("#") for link in found.links)
+
+
+def test_what_data_says_is_text_and_nothing_else(runs: PaperRuns):
+    html = page(runs.dpo, runs.outputs)
+    found = Words(html)
+    assert found.sections["samples"].count(HOSTILE) == 2 + 2 * 2, "two prompts, each continued twice"
+    assert found.tags.count("script") == 1
+    assert "img" not in found.tags
+    assert "a <CPU>" in found.sections["machine"]
+    assert "a <b> source" in found.sections["data"]
+
+
+def test_nothing_is_fetched_from_anywhere(runs: PaperRuns):
+    html = page(runs.pretrain, runs.outputs)
+    assert all(link.startswith("#") for link in Words(html).links)
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|\bimport\b", html)
+    assert "default-src 'none'" in html
+
+
+def test_a_run_that_has_just_begun_has_a_page(runs: PaperRuns):
+    for path in runs.pretrain.iterdir():
+        if path.name != "config.json" and path.is_file():
+            path.unlink()
+    for path in (runs.pretrain / "samples").iterdir():
+        path.unlink()
+    found = words(runs.pretrain, runs.outputs)
+    assert list(found.sections) == ["", "config", "data", "lineage", "machine"]
+    assert "Just begun" in found.sections[""]
+    assert "not finished: step 0" in found.sections[""]
+
+
+def test_a_run_on_its_way_shows_the_validation_split(runs: PaperRuns):
+    (runs.pretrain / "version.json").unlink()
+    found = words(runs.pretrain, runs.outputs)
+    assert "not finished: step 20, 10,000 tokens" in found.sections[""]
+    assert "5.250 nats per token on held-out text, 0.750 below" in squeezed(found.sections[""])
+    assert "So far, and on the validation split." in found.sections[""]
+    assert "validation split" in found.sections["figures"]
+
+
+def test_of_many_samples_some_are_shown_the_first_and_the_last_among_them(runs: PaperRuns):
+    for step in range(21, 121):
+        sample = Sample(prompt="same", continuation=f"after {step}")
+        Samples(step=step, tokens=500 * step, samples=(sample,)).write(runs.dpo / "samples" / f"step-{step:08d}.json")
+    samples = squeezed(words(runs.dpo, runs.outputs).sections["samples"])
+    assert "0 step 0" in samples
+    assert "60,000 after 120" in samples
+    assert samples.count("after ") == MOST_SAMPLES - 1 + 1, "and one in the heading"
+
+
+def test_a_damaged_file_is_named(runs: PaperRuns):
+    (runs.dpo / "margins.json").write_text('{"split": "test"')
+    with pytest.raises(IntegrityError, match=r"margins.json does not hold Margins"):
+        page(runs.dpo, runs.outputs)
+
+
+def test_neither_directories_nor_passwords_are_shown(runs: PaperRuns, tmp_path: Path):
+    for run in (runs.pretrain, runs.dpo):
+        html = page(run, runs.outputs)
+        assert str(tmp_path) not in html
+        assert "secret" not in html
+    assert "http://mlflow.example:5000/" in html
