@@ -16,6 +16,15 @@ class TrainedBPE(Settings):
     """Entries, special tokens included. More gives shorter sequences and a larger output layer."""
 
 
+class Characters(Settings):
+    """One token a character: those of the training split of `data.corpus`, a token for all others, end of text.
+
+    It has no chat template: `data.pairs.template=chat` is refused.
+    """
+
+    kind: Annotated[Literal["characters"], Changes.DATA]
+
+
 class HFTokenizer(Settings):
     """A published tokenizer."""
 
@@ -24,7 +33,7 @@ class HFTokenizer(Settings):
     """A directory with tokenizer.json, or a hub id. What counts for a run's identity is the content's hash."""
 
 
-Tokenizer = Annotated[TrainedBPE | HFTokenizer, Discriminator("kind")]
+Tokenizer = Annotated[TrainedBPE | Characters | HFTokenizer, Discriminator("kind")]
 
 
 class Qwen3Model(Settings):
@@ -58,7 +67,8 @@ class Qwen3Model(Settings):
     initializer_range: Annotated[float, Gt(0), Changes.MATHEMATICS]
     """Standard deviation of the initial weights."""
     attention_dropout: Annotated[float, Ge(0), Lt(1), Changes.MATHEMATICS]
-    """Share of attention weights dropped in training."""
+    """Share of attention weights dropped in pretraining; preference tuning drops none, so that it starts at its
+    reference."""
     tokenizer: Tokenizer
 
     @model_validator(mode="after")

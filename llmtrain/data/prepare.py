@@ -4,17 +4,19 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from llmtrain.artifacts import DatasetManifest
 from llmtrain.config.base import Changes, content_hash
 from llmtrain.config.data import TextData
-from llmtrain.config.model import HFTokenizer, Tokenizer, TrainedBPE
+from llmtrain.config.model import Characters, HFTokenizer, Tokenizer, TrainedBPE
 from llmtrain.data.corpus import Document, fingerprint
 from llmtrain.data.once import make_once
 from llmtrain.data.prepared import json_line, key_of, read_manifest, write_manifest
 from llmtrain.data.splits import SPLITS, SplitCorpus, text_digest
 from llmtrain.data.text import ShardWriter, smallest_dtype
-from llmtrain.data.tokenizer import encode_texts, load_tokenizer, tokenizer_sha256, train_bpe
+from llmtrain.data.tokenizer import collect_characters, encode_texts, load_tokenizer, tokenizer_sha256, train_bpe
+from llmtrain.errors import IntegrityError, TokenizerMismatch, UserError
 from llmtrain.files import sha256_of
 
 SAY_EVERY_S = 5
@@ -25,12 +27,14 @@ TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 def prepare_tokenizer(tokenizer: Tokenizer, data: TextData, outputs: Path, say: Callable[[str], None]) -> Path:
     """The directory, under `outputs/tokenizers`, of the tokenizer that the config asks for.
 
-    The file `sha256` in it has its `tokenizer_sha256`. A BPE sees the training split only. Raises DataError as
-    `SplitCorpus` and `load_tokenizer` do.
+    The file `sha256` in it has its `tokenizer_sha256`. A BPE and characters see the training split only. Raises
+    DataError as `SplitCorpus` and `load_tokenizer` do.
     """
     match tokenizer:
         case TrainedBPE():
             key = key_of("bpe", tokenizer.vocab_size, data.fields_that_change(Changes.DATA), fingerprint(data.corpus))
+        case Characters():
+            key = key_of("characters", data.fields_that_change(Changes.DATA), fingerprint(data.corpus))
         case HFTokenizer() if (directory := Path(tokenizer.path).expanduser()).is_dir():
             files = sorted(path for pattern in TOKENIZER_FILES for path in directory.glob(pattern))
             key = key_of("hf", [[path.name, sha256_of(path)] for path in files])
@@ -38,19 +42,37 @@ def prepare_tokenizer(tokenizer: Tokenizer, data: TextData, outputs: Path, say: 
             key = key_of("hf", tokenizer_sha256(load_tokenizer(tokenizer.path)))
     target = outputs / "tokenizers" / key
 
+    def training_texts() -> Iterator[str]:
+        corpus = SplitCorpus(data, target.with_name(f"{key}.refused.jsonl"), say)
+        return (document.text for split, document in corpus if split == "train")
+
     def make(directory: Path) -> None:
         match tokenizer:
             case TrainedBPE():
                 say(f"training a byte-level BPE of {tokenizer.vocab_size} entries")
-                corpus = SplitCorpus(data, target.with_name(f"{key}.refused.jsonl"), say)
-                texts = (document.text for split, document in corpus if split == "train")
-                train_bpe(texts, tokenizer.vocab_size, directory)
+                train_bpe(training_texts(), tokenizer.vocab_size, directory)
+            case Characters():
+                collect_characters(training_texts(), directory)
             case HFTokenizer():
                 load_tokenizer(tokenizer.path).save_pretrained(directory)
         (directory / "sha256").write_text(tokenizer_sha256(load_tokenizer(directory)))
 
     make_once(target, make, say)
     return target
+
+
+def load_prepared_tokenizer(directory: Path) -> Any:
+    """What `prepare_tokenizer` wrote; raises IntegrityError where it has changed since."""
+    try:
+        tokenizer = load_tokenizer(directory)
+        if tokenizer_sha256(tokenizer).encode() != (directory / "sha256").read_bytes():
+            raise TokenizerMismatch("it is another tokenizer")
+    except (UserError, OSError) as error:
+        raise IntegrityError(
+            f"{directory} has changed since it was written: {error}; delete it and run the same command again: it is "
+            f"made anew"
+        ) from error
+    return tokenizer
 
 
 def prepare_text(data: TextData, tokenizer_dir: Path, outputs: Path, say: Callable[[str], None]) -> DatasetManifest:

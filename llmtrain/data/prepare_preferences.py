@@ -17,7 +17,7 @@ from llmtrain.data.once import make_once
 from llmtrain.data.pair_ids import Form, pair_ids, special_token_in
 from llmtrain.data.preference_files import read_pairs
 from llmtrain.data.preferences import Pair, PairText, PairWriter
-from llmtrain.data.prepared import key_of, read_manifest, write_manifest
+from llmtrain.data.prepared import key_of, read_manifest, verify, write_manifest
 from llmtrain.data.refusals import check_refused_share
 from llmtrain.data.splits import SPLITS, split_of
 from llmtrain.data.text import TokenShards, smallest_dtype
@@ -39,8 +39,8 @@ def prepare_preferences(
 
     `text` is `data.text()` prepared with the same tokenizer: continuations are cut from its splits. The pairs of a file
     are split by the hash of their prompt. A pair whose prompt and longer answer have more than `max_tokens` is refused.
-    Raises DataError for too many refused pairs and for a split that stays empty, and as `read_pairs` and
-    `continuation_pairs` do.
+    Raises DataError for too many refused pairs, for a split that stays empty and for chats where the tokenizer has no
+    template, and as `read_pairs` and `continuation_pairs` do.
     """
     tokenizer_hash = (tokenizer_dir / "sha256").read_text()
     assert text.tokenizer_sha256 == tokenizer_hash, "text and pairs share one tokenizer"
@@ -60,6 +60,12 @@ def prepare_preferences(
 
     def make(directory: Path) -> None:
         tokenizer = load_tokenizer(tokenizer_dir)
+        if form == "chat" and tokenizer.chat_template is None:
+            raise DataError(
+                "data.pairs.template=chat, but the tokenizer has no chat template; set data.pairs.template=plain, "
+                "or choose another model.tokenizer"
+            )
+        verify(text, outputs)
         pairs, refused, num_duplicates = _pairs_by_split(data, outputs / text.path, tokenizer)
         content = hashlib.sha256()
         counts = {}

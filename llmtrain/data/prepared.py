@@ -12,7 +12,7 @@ from llmtrain.data.refusals import as_json_lines
 from llmtrain.errors import IntegrityError
 from llmtrain.files import sha256_of
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what is written changes, so that older directories are not taken for it."""
 
 

@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fractions import Fraction
+from math import floor
 from pathlib import Path
 
 from llmtrain.config.data import TextData
@@ -32,7 +34,8 @@ class SplitCorpus:
     """One pass over a corpus as (split, document), exact duplicates left out.
 
     Documents are split whole, by the hash of their text. Where that would leave a split empty, because there are few of
-    them, each one is cut by position instead: its beginning is for training, its end for the test.
+    them, each one is cut by position instead: its beginning is for training, its end for the test. Borders
+    are rounded down.
 
     Iterate once. Raises DataError for too many refused records (`report` then has them all), for a corpus without text,
     and for one too short to fill every split.
@@ -93,9 +96,9 @@ class SplitCorpus:
 
     def _parts(self, document: Document) -> Iterator[tuple[str, Document]]:
         length = len(document.text)
-        test_start = round(length * (1 - self.data.test_share))
-        validation_start = round(length * (1 - self.data.test_share - self.data.validation_share))
-        borders = (0, validation_start, test_start, length)
+        shares = (self.data.validation_share, self.data.test_share)
+        validation, test = (Fraction(str(share)) for share in shares)  # exact: in binary, 1 - 0.05 - 0.05 is below 0.9
+        borders = (0, floor(length * (1 - test - validation)), floor(length * (1 - test)), length)
         for split, start, end in zip(SPLITS, borders, borders[1:], strict=False):
             if document.text[start:end].strip():
                 yield split, replace(document, name=f"{document.name}[{start}:{end}]", text=document.text[start:end])

@@ -14,6 +14,7 @@ PRE_TOKENS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 END_OF_TEXT = "<|endoftext|>"
+UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
 MARKUP_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 
@@ -72,11 +73,35 @@ def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path) -> None:
     ).save_pretrained(directory)
 
 
+def collect_characters(texts: Iterable[str], directory: Path) -> None:
+    """Write a tokenizer of the characters (code points) of `texts` to `directory`, to be read by `load_tokenizer`.
+
+    Ids follow the order of the code points; after them come the token of every other character, which is decoded as
+    U+FFFD, and the end-of-text token. Nothing is normalised: text of known characters comes back as it was.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    known = sorted(set[str]().union(*texts))
+    vocabulary = {character: index for index, character in enumerate(dict.fromkeys([*known, UNKNOWN_CHARACTER]))}
+    characters = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN_CHARACTER))
+    characters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")  # `.` is no line end
+    characters.decoder = decoders.Fuse()
+    characters.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=characters,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        unk_token=UNKNOWN_CHARACTER,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(directory)
+
+
 def load_tokenizer(path_or_hub_id: str | Path) -> Any:
     """The `PreTrainedTokenizerFast` of a directory or of the Hugging Face hub.
 
-    Raises DataError where there is no such directory and no such repository can be reached, and TokenizerMismatch for a
-    tokenizer that has no tokenizer.json or no end-of-text token.
+    Raises DataError where there is no such directory and no such repository can be reached, or a file is damaged, and
+    TokenizerMismatch for a tokenizer that has no tokenizer.json or no end-of-text token.
     """
     from transformers import AutoTokenizer
 
@@ -87,7 +112,10 @@ def load_tokenizer(path_or_hub_id: str | Path) -> Any:
             raise DataError(
                 f"{directory} has no tokenizer.json; name the directory of a published or trained tokenizer"
             )
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # the Rust library has no class of its own
+            raise DataError(f"{directory} holds no tokenizer that loads: {error}; restore its files") from error
     elif isinstance(path_or_hub_id, Path) or not HUB_ID.fullmatch(name):
         raise DataError(f"no tokenizer at {directory.absolute()}: no such directory; correct model.tokenizer.path")
     else:

@@ -65,9 +65,25 @@ def test_a_single_document_is_cut_by_position_and_that_is_said(tmp_path: Path) -
     assert "cut by position" in said[0]
 
 
+@pytest.mark.parametrize(
+    ("length", "shares", "lengths"),
+    [
+        (1_115_394, (0.05, 0.05), [1_003_854, 55_770, 55_770]),  # tiny Shakespeare; nanoGPT trains on int(0.9 * length)
+        (60, (0.05, 0.05), [54, 3, 3]),  # in binary, 1 - 0.05 - 0.05 is a little less than 0.9
+        (19, (0.25, 0.25), [9, 5, 5]),
+    ],
+)
+def test_borders_by_position_are_the_shares_rounded_down(
+    length: int, shares: tuple[float, float], lengths: list[int], tmp_path: Path
+) -> None:
+    (tmp_path / "one.txt").write_text("".join(chr(0x4E00 + position % 5000) for position in range(length)))
+    data = text_data_of(f"{tmp_path}/one.txt", validation_share=shares[0], test_share=shares[1])
+    assert [len(part.text) for _, part in SplitCorpus(data, tmp_path / "r", silent)] == lengths
+
+
 def test_a_corpus_too_short_for_three_splits_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("ab")
-    with pytest.raises(DataError, match=r"leave nothing for test; add text, or raise data.validation_share"):
+    with pytest.raises(DataError, match=r"leave nothing for validation; add text, or raise data.validation_share"):
         split(text_data_of(f"{tmp_path}/x.txt"), tmp_path)
 
 
