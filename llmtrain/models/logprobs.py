@@ -20,21 +20,28 @@ def hidden_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return hidden
 
 
+def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    """The precision of log-probabilities: that of the logits, and fp32 for a lower one."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def token_log_probs(hidden: Tensor, output: nn.Linear, targets: Tensor, chunk_tokens: int) -> Tensor:
-    """ln p(target | hidden) for each token, fp32.
+    """ln p(target | hidden) for each token, fp32, or fp64 for an fp64 `hidden`.
 
     hidden [n, hidden], targets [n] -> [n]. Differentiable in `hidden` and in the output layer's weight; at most
     `chunk_tokens` rows of logits exist at a time, in the forward and in the backward pass.
     """
-    chunks = [
+    num_chunks = max(1, -(-len(hidden) // chunk_tokens))
+    chunks = [  # of equal size: products of one to three rows with a large vocabulary lose a digit in fp32
         checkpoint(_chunk_log_probs, part, output.weight, ids, use_reentrant=False, preserve_rng_state=False)
-        for part, ids in zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True)
+        for part, ids in zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True)
     ]
-    return torch.cat(chunks) if chunks else hidden.new_zeros(0, dtype=torch.float32)
+    return torch.cat(chunks)
 
 
 def _chunk_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    logits = (hidden @ weight.T).float()
+    logits = hidden @ weight.T
+    logits = logits.to(at_least_fp32(logits.dtype))
     return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(dim=1)
 
 

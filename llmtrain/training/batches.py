@@ -31,9 +31,9 @@ class AnswerLogProbs:
     """ln p(answer | prompt), summed over the answer's tokens, for the pairs of one split in the split's order."""
 
     chosen: Tensor
-    """[pairs] fp32"""
+    """[pairs] fp32, fp64 of an fp64 model"""
     rejected: Tensor
-    """[pairs] fp32"""
+    """[pairs], as `chosen`"""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class PairRows:
     is_answer: Tensor
     """[2n, time - 1] bool: does the token after this position belong to the answer"""
     reference: Tensor
-    """[2n] fp32: log-probability of each answer under the reference; zeros where it is not known yet"""
+    """[2n]: log-probability of each answer under the reference; zeros where it is not known yet"""
 
 
 @dataclass

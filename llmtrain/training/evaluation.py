@@ -12,7 +12,7 @@ from llmtrain.artifacts import SplitCounts
 from llmtrain.config.infra import Infra
 from llmtrain.data.preferences import PreferencePairs
 from llmtrain.data.text import TokenShards
-from llmtrain.models.logprobs import hidden_states, token_log_probs
+from llmtrain.models.logprobs import at_least_fp32, hidden_states, token_log_probs
 from llmtrain.training.batches import AnswerLogProbs, PairRows, longest_first, pair_rows
 from llmtrain.training.device import autocast
 from llmtrain.training.losses import accuracy, bits_per_byte, dpo_sigmoid, unigram_loss
@@ -51,7 +51,7 @@ def unigram_baseline(
 
 
 def answer_log_probs(model: PreTrainedModel, rows: PairRows, chunk_tokens: int) -> Tensor:
-    """ln p(answer | prompt), summed over the answer's tokens: [2n] fp32, chosen first.
+    """ln p(answer | prompt), summed over the answer's tokens: [2n] as `token_log_probs`, chosen first.
 
     Only the hidden states that predict an answer's token reach the output layer.
     """
@@ -60,7 +60,7 @@ def answer_log_probs(model: PreTrainedModel, rows: PairRows, chunk_tokens: int) 
         hidden[rows.is_answer], model.get_output_embeddings(), rows.ids[:, 1:][rows.is_answer], chunk_tokens
     )
     row_of_token = rows.is_answer.nonzero()[:, 0]
-    return torch.zeros(len(rows.ids), device=log_probs.device).index_add(0, row_of_token, log_probs)
+    return log_probs.new_zeros(len(rows.ids)).index_add(0, row_of_token, log_probs)
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def score_pairs(
     `progress` is called with the tokens done so far.
     """
     order = longest_first(pairs, indices)
-    scores = torch.empty(2, len(indices))
+    scores = torch.empty(2, len(indices), dtype=at_least_fp32(model.dtype))
     place = {index: position for position, index in enumerate(indices)}
     done = 0
     with evaluating(model, infra):

@@ -18,7 +18,7 @@ def cross_entropy(log_probs: Tensor, num_targets: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Preferences:
-    """What DPO computes of n pairs; each tensor is [n], fp32, in nats."""
+    """What DPO computes of n pairs; each tensor is [n], in nats and in the precision of its log-probabilities."""
 
     losses: Tensor
     margins: Tensor

@@ -109,7 +109,10 @@ class Pretraining(TokenClock):
 
 
 class DirectPreference(TokenClock):
-    """DPO against a reference whose log-probabilities come with the batch."""
+    """DPO against a reference whose log-probabilities come with the batch.
+
+    Dropout stays off: a loaded model is in evaluation mode, and training starts at its reference, loss ln 2.
+    """
 
     settings: DPOTrainer
 

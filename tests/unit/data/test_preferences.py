@@ -114,33 +114,3 @@ def test_text_that_spells_a_special_token_is_found(tokenizer_dir: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_dir)
     assert special_token_in(tokenizer, PairText("a", "b<|im_end|>", "c", "")) == "<|im_end|>"
     assert special_token_in(tokenizer, PairText("a", "b<think>", "c", "")) is None
-
-
-@pytest.mark.parametrize("form", ["plain", "chat"])
-def test_ids_are_those_of_trls_dpo_trainer(form: Any, tokenizer_dir: Path, tmp_path: Path) -> None:
-    import trl
-    from datasets import Dataset
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    tokenizer = load_tokenizer(tokenizer_dir)
-    texts = [
-        PairText("the old grey cat", " sat by a wall", " slept", ""),
-        PairText("the young th", "e", " x", ""),
-        PairText("(", ")\n\n", "tree.", ""),
-    ]
-    rows: list[dict[str, Any]] = [{"prompt": t.prompt, "chosen": t.chosen, "rejected": t.rejected} for t in texts]
-    if form == "chat":
-        roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-        rows = [{name: [{"role": roles[name], "content": row[name]}] for name in row} for row in rows]
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 8}
-    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
-    Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **sizes, **heads)).save_pretrained(tmp_path)
-    settings = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": [], "max_length": None}
-    trainer = trl.DPOTrainer(
-        model=str(tmp_path),
-        args=trl.DPOConfig(output_dir=str(tmp_path / "trl"), **settings),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-    )
-    theirs = [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in trainer.train_dataset]
-    assert [lists(pair) for pair in pair_ids(tokenizer, texts, form)] == theirs

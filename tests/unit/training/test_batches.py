@@ -1,11 +1,11 @@
-"""Which rows a step trains on, and that the split into micro-batches changes no number."""
+"""Which rows a step trains on, and how it is cut into micro-batches."""
 
 import pytest
 import torch
 
 from llmtrain.training.batches import AnswerLogProbs, PairSteps, TextSteps, longest_first, pair_rows, steps_from
 from llmtrain.training.evaluation import preference_figures, score_pairs
-from llmtrain.training.module import DirectPreference, Pretraining
+from llmtrain.training.module import DirectPreference
 
 
 def test_each_row_of_the_corpus_comes_once_an_epoch(shards, pretrain_config):
@@ -32,24 +32,6 @@ def test_a_loader_begins_at_its_step_and_leaves_the_global_generator_alone(shard
     assert torch.equal(torch.get_rng_state(), state)
     assert len(served) == 3
     assert torch.equal(served[0], steps[7].micro_batches[0].ids)
-
-
-@pytest.mark.parametrize("micro_batch_tokens", [16, 48, 80, 1_000])
-def test_pretraining_loss_and_gradient_do_not_depend_on_the_micro_batches(
-    network, shards, pretrain_config, micro_batch_tokens
-):
-    def loss_and_gradient(tokens: int) -> tuple[float, torch.Tensor]:
-        step = TextSteps(shards, pretrain_config.trainer, tokens)[0]
-        module = Pretraining(network.double(), pretrain_config.trainer, pretrain_config.infra, total_tokens=1_000)
-        network.zero_grad()
-        losses = [module.loss(micro, step.num_units) for micro in step.micro_batches]
-        torch.stack(losses).sum().backward()
-        return sum(loss.item() for loss in losses), torch.cat([p.grad.flatten() for p in network.parameters()])
-
-    whole_loss, whole_gradient = loss_and_gradient(96)
-    loss, gradient = loss_and_gradient(micro_batch_tokens)
-    assert loss == pytest.approx(whole_loss, rel=1e-6)
-    assert (gradient - whole_gradient).norm() / whole_gradient.norm() < 1e-5
 
 
 def test_pairs_come_longest_first_in_micro_batches_that_fit(pairs):
