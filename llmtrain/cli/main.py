@@ -10,6 +10,7 @@ from llmtrain.config.suggest import closest, did_you_mean
 COMMANDS = {
     "train": "train a model: python train.py, under another name",
     "check": "validate every option and experiment, or one command line, without running it",
+    "explain": "what a setting means, what it may be, and which file or override set it",
     "models": "list the registered models, show one, check its files",
     "demo": "the whole flow on two CPU cores, in a few minutes",
 }

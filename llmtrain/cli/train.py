@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain import __version__
 from llmtrain.cli import UsageError, exits
+from llmtrain.cli.completion import answer
 from llmtrain.cli.flags import Flag, listing, parse
 from llmtrain.config.options import conf_directory, description, options
 from llmtrain.errors import Interrupted, LLMTrainError, TryAgain
@@ -61,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         from importlib.metadata import version
 
         print(f"llmtrain {__version__}\nHydra {version('hydra-core')}")
+    elif "--shell-completion" in flags and (text := answer(overrides)) is not None:
+        print(text)
     elif "--shell-completion" in flags or "--hydra-help" in flags:
         _ask_hydra(flags, overrides)
     elif "--cfg" in flags or "--info" in flags:
@@ -91,7 +94,7 @@ def help_text(directories: list[Path]) -> str:
     for group, files in options([conf_directory(), *directories]).items():
         lines += [f"  {group}="] + [f"    {name:18} {description(path)}".rstrip() for name, path in files.items()]
     lines += ["", "Flags:", *listing(FLAGS), "", "Every setting and its value: python train.py --cfg job"]
-    return "\n".join([*lines, "What each one means, with its unit: the comments in conf/*/_*.yaml"])
+    return "\n".join([*lines, "What each one means, and which file or override set it: llmtrain explain KEY"])
 
 
 def _show(flags: dict[str, str], overrides: list[str], directories: list[Path]) -> None:

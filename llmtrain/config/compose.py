@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
@@ -17,22 +16,19 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
-from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from llmtrain.config.options import conf_directory
-from llmtrain.config.origins import Origins, shown
+from llmtrain.config.origins import Origins
 from llmtrain.config.preflight import CommandLine, Given, Groups, expand, read_overrides
-from llmtrain.config.problems import Problem, validate
+from llmtrain.config.problems import Problem, left_open, unheard_of, unresolvable, validate
 from llmtrain.config.root import TrainConfig
-from llmtrain.config.schema import Key, setting_at, settings, wanted
+from llmtrain.config.schema import Key, lookup, setting_at, settings
 from llmtrain.config.suggest import closest, did_you_mean
+from llmtrain.config.uncomposable import COMPOSITION_ERRORS, uncomposable
 from llmtrain.errors import ConfigError
-
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError)
-"""What Hydra lets through when a file or an override cannot be composed (ValueError: a header, an encoding)."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +104,9 @@ class Composer:
         merged = self.loader.merged
         origins = cache(lambda: _origins(merged, given))
         problems = command_line.problems
+        for group in sorted(groups.chosen - groups.options.keys()):
+            text = "no such group" + did_you_mean(closest(group, groups.options))
+            problems.append(Problem(group, text, f"the defaults list of {self.config_name}.yaml"))
         if composed is None:
             return Checked(None, problems, None, {}, [], origins)
         if any("kind" in one.line for one in given):
@@ -117,10 +116,13 @@ class Composer:
                 text = f"has a value already; write '{one.line.removeprefix('+')}' without '+'"
                 problems.append(Problem(".".join(one.key), text, one.place))
         data, open_keys, unresolved = _plain(composed)
-        problems += [problem for key, why in unresolved if (problem := _unresolvable(key, why, origins()))]
-        problems += [_left_open(key, data, origins()) for key in open_keys]
+        problems += [problem for key, why in unresolved if (problem := unresolvable(key, why, origins()))]
+        for key in unheard_of(open_keys, data):
+            open_keys.remove(key)
+            lookup(data, key[:-1])[key[-1]] = "???"  # for the schema to refuse
         spoiled = {*command_line.spoiled, *open_keys, *(key for key, _ in unresolved)}
         config, found = validate(data, spoiled, origins, groups.options)
+        problems += [left_open(key, data, origins()) for key in open_keys if lookup(data, key) is None]
         order = {name: position for position, name in enumerate(TrainConfig.model_fields)}
         problems = sorted(dict.fromkeys(problems + found), key=lambda problem: order.get(problem.key.split(".")[0], -1))
         return Checked(config, problems, composed, data, open_keys, origins)
@@ -136,7 +138,7 @@ class Composer:
                 _, repository = self.loader._parse_overrides_and_create_caching_repo(self.config_name, searchpath)
             primary = repository.load_config(self.config_name)
         except (*COMPOSITION_ERRORS, UserWarning) as error:
-            raise ConfigError([str(_uncomposable(None, error, Groups({}, set())))]) from error
+            raise ConfigError([str(uncomposable(None, error, Groups({}, {}, set())))]) from error
         if primary is None:
             raise ConfigError([f"--config-name {self.config_name}: no such file on the search path"])
         names = [name for name in repository.get_group_options("", ObjectType.GROUP) if name != "hydra"]
@@ -144,6 +146,7 @@ class Composer:
         defaults = [default for default in primary.defaults_list or [] if isinstance(default, GroupDefault)]
         return Groups(
             {name: [option for option in options[name] if not option.startswith("_")] for name in names},
+            {name: [option for option in options[name] if option.startswith("_")] for name in names},
             {default.group.lstrip("/") for default in defaults if default.group and not default.override},
         )
 
@@ -164,21 +167,27 @@ class Composer:
                 composed = self._compose(rest)
             except COMPOSITION_ERRORS:
                 continue
-            line.problems.append(_uncomposable(one, whole, groups))
+            line.problems.append(uncomposable(one, whole, groups))
             line.spoiled.add(one.key)
             return composed, rest
+        try:
+            self._compose([])
+        except COMPOSITION_ERRORS as error:
+            if str(error) == str(whole):  # no override is the culprit
+                line.problems.append(uncomposable(None, error, groups))
+                return None, line.given
         rest = line.given
         for one in line.given:  # of several, each is one that does not compose alone
             try:
                 self._compose([one])
             except COMPOSITION_ERRORS as error:
                 rest = [other for other in rest if other is not one]
-                line.problems.append(_uncomposable(one, error, groups))
+                line.problems.append(uncomposable(one, error, groups))
                 line.spoiled.add(one.key)
         try:
             return self._compose(rest), rest
         except COMPOSITION_ERRORS as error:
-            line.problems.append(_uncomposable(None, error, groups))
+            line.problems.append(uncomposable(None, error, groups))
             return None, rest
 
 
@@ -206,6 +215,8 @@ def _origins(merged: list[tuple[Path, Key]], given: list[Given]) -> Origins:
     for one in given:
         if one.override.package is None:
             origins.add_override(one.line, one.key, one.override.value())
+            if not one.composed.startswith("++"):
+                origins.add_choice(one.line, one.key[0])
     return origins
 
 
@@ -253,34 +264,3 @@ def _plain(composed: DictConfig) -> tuple[dict[str, Any], list[Key], list[tuple[
         return values
 
     return resolve(composed, ()), open_keys, unresolved
-
-
-def _left_open(key: Key, data: dict[str, Any], origins: Origins) -> Problem:
-    setting = setting_at(key, data)
-    name, words = ".".join(key), f", {wanted(setting.field)}" if setting else ""
-    return Problem(name, f"must be given; add '{name}=...'{words}", origins.place(key))
-
-
-def _unresolvable(key: Key, error: Exception, origins: Origins) -> Problem | None:
-    if isinstance(error, InterpolationToMissingValueError):
-        return None  # the `???` that it points to is a problem of its own
-    origin = origins.last(key)
-    written = f"'{origin.written}' " if origin else ""
-    return Problem(".".join(key), f"{written}cannot be resolved: {str(error).splitlines()[0]}", origins.place(key))
-
-
-def _uncomposable(given: Given | None, error: Exception, groups: Groups) -> Problem:
-    """Why a chosen file, or the whole, cannot be composed."""
-    group, place = (given.override.key_or_group, given.place) if given else ("", None)
-    cause = error.__cause__ if isinstance(error.__cause__, yaml.MarkedYAMLError) else error
-    match cause:
-        case yaml.MarkedYAMLError(problem_mark=mark, problem=problem) if mark:
-            return Problem(f"{shown(Path(mark.name))}:{mark.line + 1}", f"not valid YAML: {problem}", place)
-        case MissingConfigException(missing_cfg_file=missing, options=options) if missing:
-            other, _, option = missing.rpartition("/")
-            known = groups.options.get(other, [])
-            text = f"needs '{missing}', which does not exist" + did_you_mean(closest(option, options or []))
-            text += f"; choose {other}=OPTION of {', '.join(known)}" if known and other != group else ""
-            return Problem(group, text, place)
-    reason = " ".join(line.strip() for line in str(cause).splitlines() if line.strip())
-    return Problem(group, f"cannot be composed: {reason}", place)

@@ -15,10 +15,14 @@ from llmtrain.config.suggest import closest, did_you_mean
 
 @dataclass(frozen=True)
 class Groups:
-    """What the search path offers: the options of each group, and the groups of the defaults list."""
+    """What the search path offers."""
 
     options: dict[str, list[str]]
+    """The options of each group."""
+    bases: dict[str, list[str]]
+    """The files of each group that options inherit and nobody chooses: `_base`."""
     chosen: set[str]
+    """The groups of the defaults list."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def _value(override: Override, line: str, groups: Groups) -> tuple[list[Problem]
         return [_sweep(override, line)], None
     if "." not in key and key not in TrainConfig.model_fields:
         guesses = closest(key, [*groups.options, *TrainConfig.model_fields])
-        if len(guesses) == 1 and guesses[0] in groups.options:
+        if len(guesses) == 1 and guesses[0] in groups.options and not isinstance(override.value(), dict):
             problem = Problem(key, f"no such group{did_you_mean(guesses)}", place)
             meant = parse(f"{guesses[0]}={line.partition('=')[2]}")
             assert isinstance(meant, Override), f"the value of {line!r} parses under one name and not under another"

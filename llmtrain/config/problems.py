@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf.errors import InterpolationToMissingValueError
 from pydantic import ValidationError
 
 from llmtrain.config.origins import Origins
 from llmtrain.config.root import TrainConfig
-from llmtrain.config.schema import Key, exists_in, key_of, lookup, setting_at, settings, variants, wanted
+from llmtrain.config.schema import Key, Setting, exists_in, key_of, lookup, setting_at, settings, variants, wanted
 from llmtrain.config.suggest import closest, did_you_mean
 
 
@@ -25,32 +26,63 @@ class Problem:
         return (f"{self.key}: " if self.key else "") + self.text + (f" ({self.place})" if self.place else "")
 
 
+def unheard_of(open_keys: list[Key], data: dict[str, Any]) -> list[Key]:
+    """The open keys that are no setting of any kind, and no entry of a list."""
+    known = {setting.key for setting in settings()}
+    return [key for key in open_keys if key not in known and isinstance(lookup(data, key[:-1]), dict)]
+
+
+def left_open(key: Key, data: dict[str, Any], origins: Origins) -> Problem:
+    """A setting that is `???` still."""
+    setting = setting_at(key, data)
+    name, words = ".".join(key), f", {wanted(setting.field)}" if setting else ""
+    return Problem(name, f"must be given; add '{name}=...'{words}", origins.place(key))
+
+
+def unresolvable(key: Key, error: Exception, origins: Origins) -> Problem | None:
+    """A setting whose interpolation leads nowhere; None where another problem says why."""
+    if isinstance(error, InterpolationToMissingValueError):
+        return None  # the `???` that it points to is a problem of its own
+    origin = origins.last(key)
+    written = f"'{origin.written}' " if origin and "\n" not in origin.written else ""
+    return Problem(".".join(key), f"{written}cannot be resolved: {str(error).splitlines()[0]}", origins.place(key))
+
+
 def validate(
     data: dict[str, Any], spoiled: set[Key], origins: Callable[[], Origins], groups: Iterable[str]
 ) -> tuple[TrainConfig | None, list[Problem]]:
     """The config that `data` means, and what is wrong with it; the config counts only where nothing is wrong.
 
-    One mistake must not hide another, so a misspelled key moves to where it was probably meant, and `data` is looked at
-    again. Keys in `spoiled` are reported already: nothing more is said about them.
+    One mistake must not hide another, so a misspelled key moves to where it was probably meant, a misspelled kind
+    becomes the one that was, and `data` is looked at again. Keys in `spoiled` are reported already: nothing more is
+    said about them.
     """
     problems: list[Problem] = []
     while True:
         try:
             return TrainConfig.model_validate_json(json.dumps(data, default=str)), problems
         except ValidationError as error:
-            unknown = False
-            for details in error.errors(include_url=False):
+            mended, found = False, error.errors(include_url=False)
+            misspelled = any(details["type"] == "extra_forbidden" for details in found)
+            for details in found:
                 key = key_of(details["loc"])
                 if any(key[: len(known)] == known for known in spoiled):
                     continue
                 match details["type"]:
                     case "extra_forbidden":
                         problems += _unknown(key, data, origins(), groups)
-                        unknown = True
+                        mended = True
                         continue
-                    case "union_tag_invalid":
-                        problems.append(_unknown_kind(key, data, origins()))
-                    case "missing" | "union_tag_not_found":
+                    case "union_tag_invalid" | "union_tag_not_found":
+                        problem, guess = _unknown_kind(key, data, origins())
+                        problems.append(problem)
+                        if guess:
+                            lookup(data, key)["kind"] = guess
+                            mended = True
+                            continue
+                    case "missing" if misspelled:
+                        continue  # it may be what was meant
+                    case "missing":
                         problems.append(_missing(key, data, origins()))
                     case "value_error":
                         problems.append(_broken_rule(key, str(details["ctx"]["error"]), origins()))
@@ -58,7 +90,7 @@ def validate(
                         key = key if setting_at(key, data) else key[:-1]  # an entry of a list is no setting
                         problems.append(_wrong_value(key, details["input"], kind, data, origins()))
                 spoiled = spoiled | {key}
-            if not unknown:
+            if not mended:
                 return None, problems
 
 
@@ -71,7 +103,10 @@ def _unknown(key: Key, data: dict[str, Any], origins: Origins, groups: Iterable[
     problems = []
     for leaf, content in _leaves(key, value):
         name = ".".join(leaf)
+        if name in elsewhere and _of_the_old_kind(elsewhere[name], origins):
+            continue
         guesses = closest(name, [*groups, *sorted(here), *sorted(elsewhere.keys() - here)])
+        guesses = guesses or closest(leaf[-1], ["defaults"])  # which Hydra takes out of every file
         if name in elsewhere:
             kinds = {group: kind for group, kind in elsewhere[name].kinds.items() if _kind(group, data) != kind}
             group, kind = next(iter(kinds.items()))
@@ -81,12 +116,19 @@ def _unknown(key: Key, data: dict[str, Any], origins: Origins, groups: Iterable[
         else:
             text = f"no such setting or group; the groups are {', '.join(groups)}"
         problems.append(Problem(name, text, origins.place(leaf)))
-        if len(guesses) == 1 and guesses[0] in here and name not in elsewhere:
+        if len(guesses) == 1 and guesses[0] in here and name not in elsewhere and content != "???":
             target = tuple(guesses[0].split("."))
             if isinstance(parent := lookup(data, target[:-1]), dict):
                 parent[target[-1]] = content
                 origins.chains[target] = origins.chains.get(target, []) + origins.chains.get(leaf, [])
     return problems
+
+
+def _of_the_old_kind(setting: Setting, origins: Origins) -> bool:
+    """Whether only files set it, for the kind that they chose, and an override meant another kind."""
+    kinds = [origins.last(tuple(group.split("."))) for group in setting.kinds]
+    by_files = all(origin.file for origin in origins.chains.get(setting.key, []))
+    return by_files and any(kind and not kind.file for kind in kinds)
 
 
 def _kind(group: str, data: dict[str, Any]) -> Any:
@@ -99,12 +141,22 @@ def _leaves(key: Key, value: Any) -> list[tuple[Key, Any]]:
     return [(key, value)]
 
 
-def _unknown_kind(key: Key, data: dict[str, Any], origins: Origins) -> Problem:
+def _unknown_kind(key: Key, data: dict[str, Any], origins: Origins) -> tuple[Problem, Any]:
+    """What is wrong with a group's `kind`, or with the key that was meant to be it; and the kind that was meant."""
     setting = setting_at(key, data)
     assert setting is not None, f"pydantic found no kind for {key}, which is no group"
-    kind, known = lookup(data, (*key, "kind")), list(variants(setting.field))
-    text = f"got {_quoted(kind)}, wants one of {', '.join(known)}" + did_you_mean(closest(str(kind), known))
-    return Problem(".".join((*key, "kind")), text, origins.place((*key, "kind")))
+    group, known, name = lookup(data, key), list(variants(setting.field)), ".".join((*key, "kind"))
+    if "kind" in group:
+        guesses = closest(str(group["kind"]), known)
+        text = f"got {_quoted(group['kind'])}, wants one of {', '.join(known)}" + did_you_mean(guesses)
+        return Problem(name, text, origins.place((*key, "kind"))), guesses[0] if len(guesses) == 1 else None
+    for other in group:
+        if closest(other, ["kind"]):
+            text, place = f"no such setting; did you mean '{name}'?", origins.place((*key, other))
+            kind = group.pop(other)
+            origins.chains[(*key, "kind")] = origins.chains.get((*key, other), [])
+            return Problem(".".join((*key, other)), text, place), None if kind == "???" else kind
+    return Problem(name, f"missing; add '{name}=...', one of {', '.join(known)}", origins.place(key)), None
 
 
 def _missing(key: Key, data: dict[str, Any], origins: Origins) -> Problem:

@@ -77,6 +77,16 @@ def lookup(data: Any, key: Key) -> Any:
     return data
 
 
+def choices(annotation: Any) -> list[str]:
+    """The values that a setting of that annotation may have, where they can be counted: literals, true, false, null."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return [str(argument) for argument in arguments]
+    if origin in (Union, UnionType):
+        return [choice for argument in arguments for choice in choices(argument)]
+    return {bool: ["true", "false"], type(None): ["null"]}.get(annotation, [])
+
+
 def wanted(field: FieldInfo) -> str:
     """What `field` accepts, in words: `a whole number > 0`, `one of fp32, bf16`."""
     if groups := variants(field):

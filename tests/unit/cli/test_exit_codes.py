@@ -40,16 +40,27 @@ def test_control_c_gives_130_without_traceback(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == ""
 
 
-def test_a_full_disk_asks_to_try_again(capsys: pytest.CaptureFixture[str]):
-    assert raising(OSError(errno.ENOSPC, "No space left on device", "outputs/a"))([]) == 75
-    assert capsys.readouterr().err == "the disk is full: outputs/a; free some space and type the command again\n"
+@pytest.mark.parametrize(
+    ("number", "code", "fact", "remedy"),
+    [
+        (errno.ENOSPC, 75, "the disk is full", "Free some space and run the same command again; what is saved stays"),
+        (errno.EROFS, 2, "the file system is read-only", "Make it writable, or choose another place"),
+        (errno.EACCES, 2, "permission denied", "Change its permissions, or choose another place"),
+        (errno.ENOTDIR, 2, "a file stands where a directory is needed", "Move it away, or choose another place"),
+    ],
+)
+def test_what_the_machine_says_about_a_file_gets_the_place_and_the_next_step(
+    number: int, code: int, fact: str, remedy: str, capsys: pytest.CaptureFixture[str]
+):
+    assert raising(OSError(number, "in the system's words", "outputs/a"))([]) == code
+    assert capsys.readouterr().err.startswith(f"outputs/a: {fact}\n{remedy}")
 
 
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         raising(ZeroDivisionError())([])
-    with pytest.raises(PermissionError):
-        raising(PermissionError(errno.EACCES, "no"))([])
+    with pytest.raises(FileNotFoundError):
+        raising(FileNotFoundError(errno.ENOENT, "no"))([])
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly():

@@ -83,12 +83,6 @@ def test_what_is_printed_is_what_hydra_prints(line: str, repository: Path):
     assert ours.stderr == ""
 
 
-def test_shell_completion_offers_the_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setenv("COMP_LINE", "train.py trainer=")
-    assert main(["--shell-completion", "query=bash"]) == 0
-    assert "trainer=dpo" in capsys.readouterr().out.split()
-
-
 def test_versions_are_those_that_are_installed(capsys: pytest.CaptureFixture[str]):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("Hydra 1.3.")

@@ -49,6 +49,17 @@ def test_a_kind_that_needs_more_settings_says_which(composer: Composer):
     ]
 
 
+def test_a_misspelled_kind_takes_the_old_kinds_keys_away_too(composer: Composer):
+    chosen = ["data=text_jsonl", "data.corpus.paths=[a.txt]", "data.corpus.licence=MIT"]  # text_field: of kind jsonl
+    assert problems_of(composer, *chosen, "data.corpus.kind=filess") == [
+        "data.corpus.kind: got 'filess', wants one of python_docs, files, jsonl; did you mean 'files'? "
+        "(override 'data.corpus.kind=filess')"
+    ]
+    assert problems_of(composer, *chosen, "data.corpus.knd=files") == [
+        "data.corpus.knd: no such setting; did you mean 'data.corpus.kind'? (override 'data.corpus.knd=files')"
+    ]
+
+
 def test_text_where_a_list_belongs_is_shown_as_a_list(composer: Composer):
     chosen = ["data=text_files", "data.corpus.licence=MIT"]
     assert problems_of(composer, *chosen, "data.corpus.paths=notes.txt") == [

@@ -62,14 +62,64 @@ def test_two_files_that_cannot_be_composed_are_both_named(write: Write, tmp_path
     assert problems_of(tmp_path, "model=broken", "experiment=lost") == [
         f"{broken}:2: not valid YAML: expected the node content, but found '<stream end>' (override 'model=broken')",
         "experiment: cannot be composed: In 'experiment/lost': Could not override 'modl'. "
-        "No match in the defaults list. (override 'experiment=lost')",
+        "No match in the defaults list; did you mean 'model'? (override 'experiment=lost')",
     ]
 
 
 def test_inheriting_a_file_that_does_not_exist(write: Write, tmp_path: Path):
     write("model/mine.yaml", "defaults: [_qwen]\n")
     assert problems_of(tmp_path, "model=mine") == [
-        "model: needs 'model/_qwen', which does not exist (override 'model=mine')"
+        "model: needs 'model/_qwen', which does not exist; did you mean '_qwen3'? (override 'model=mine')"
+    ]
+
+
+def test_what_no_override_is_to_blame_for_is_told_once(write: Write, tmp_path: Path):
+    write("mine.yaml", "defaults:\n  - model: qwen3_tny\n")
+    known = ", ".join(options([conf_directory()])["model"])
+    found = [str(problem) for problem in Composer([tmp_path], "mine").check(["+trainer=dpo", "trainer.lr=1"]).problems]
+    assert found == [
+        f"needs 'model/qwen3_tny', which does not exist; did you mean 'qwen3_tiny'?; choose model=OPTION of {known}"
+    ]
+
+
+def test_a_defaults_list_that_leaves_a_misspelled_group_empty(write: Write, tmp_path: Path):
+    write("mine.yaml", "defaults:\n  - train\n  - experimnt: null\n  - _self_\n")
+    assert [str(problem) for problem in Composer([tmp_path], "mine").check([]).problems] == [
+        "experimnt: no such group; did you mean 'experiment'? (the defaults list of mine.yaml)"
+    ]
+
+
+def test_a_misspelled_kind_in_a_file_hides_no_other_mistake(write: Write, tmp_path: Path):
+    path = write("trainer/mine.yaml", "defaults: [pretrain]\nkind: pretrian\nwarmup_token: 3\nlr: fast\n")
+    assert problems_of(tmp_path, "trainer=mine", "data=demo_pretrain") == [
+        f"trainer.kind: got 'pretrian', wants one of pretrain, dpo; did you mean 'pretrain'? ({path}:2)",
+        f"trainer.lr: got 'fast', wants a number > 0 ({path}:4)",
+        f"trainer.warmup_token: no such setting; did you mean 'trainer.warmup_tokens'? ({path}:3)",
+    ]
+
+
+def test_a_file_without_its_kind_is_told_so_or_what_the_misspelled_one_means(write: Write, tmp_path: Path):
+    path = write("tracking/mine.yaml", "knid: mlflow\nuri: null\n")
+    assert problems_of(tmp_path, "tracking=mine") == [
+        f"tracking.knid: no such setting; did you mean 'tracking.kind'? ({path}:1)"
+    ]
+    write("tracking/mine.yaml", "uri: null\n")
+    (found,) = problems_of(tmp_path, "tracking=mine")
+    assert found.startswith("tracking.kind: missing; add 'tracking.kind=...', one of ")
+
+
+def test_a_setting_that_is_there_misspelled_is_not_called_missing(write: Write, tmp_path: Path):
+    path = write("tracking/mine.yaml", "kind: mlflow\nurii: null\n")
+    assert problems_of(tmp_path, "tracking=mine") == [
+        f"tracking.urii: no such setting; did you mean 'tracking.uri'? ({path}:2)"
+    ]
+
+
+def test_a_misspelled_key_that_is_left_open_is_told_as_misspelled(write: Write, tmp_path: Path):
+    path = write("trainer/mine.yaml", "defaults: [pretrain]\nwarmup_token: ???\ndefautls: [dpo]\n")
+    assert problems_of(tmp_path, "trainer=mine", "data=demo_pretrain") == [
+        f"trainer.defautls: no such setting; did you mean 'defaults'? ({path}:3)",
+        f"trainer.warmup_token: no such setting; did you mean 'trainer.warmup_tokens'? ({path}:2)",
     ]
 
 

@@ -37,7 +37,7 @@ def _number(text: str) -> float | str:
 
 def test_a_glob_takes_options_and_not_what_they_inherit():
     points = expand_sweep(["model=glob(qwen3_*,exclude=qwen3_*b)"])
-    assert points == [["model=qwen3_small"], ["model=qwen3_tiny"]]
+    assert points == [["model=qwen3_characters"], ["model=qwen3_small"], ["model=qwen3_tiny"]]
 
 
 def test_each_point_has_its_config():
