@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from llmtrain.config.base import content_hash
 from llmtrain.errors import IntegrityError
-from llmtrain.files import fsync
+from llmtrain.files import fsync, writing
 
 GENESIS = "0" * 64
 """`previous_sha256` of the first line."""
@@ -35,7 +35,7 @@ class Journal:
         where the last whole line is damaged.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked() as file:
+        with writing(self.path), self._locked() as file:
             last = self._mend(file)
             line = {
                 "number": last["number"] + 1 if last else 0,

@@ -1,6 +1,5 @@
 """One short file per command. `exits` gives them all the same exit codes."""
 
-import errno
 import functools
 import os
 import signal
@@ -8,7 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
-from llmtrain.errors import Interrupted, LLMTrainError, TryAgain, UserError
+from llmtrain.errors import Interrupted, LLMTrainError, UserError
+from llmtrain.files import in_words
 
 Arguments = ParamSpec("Arguments")
 
@@ -16,8 +16,9 @@ Arguments = ParamSpec("Arguments")
 def exits(command: Callable[Arguments, int]) -> Callable[Arguments, int]:
     """Turn the errors that llmtrain raises on purpose, and the machine's own, into a message and an exit code.
 
-    A full disk is TryAgain (75), Ctrl-C is Interrupted (130), a reader that has gone away (`| head`) ends quietly with
-    141, as the shell reports SIGPIPE. Anything else is our mistake: it keeps its traceback and ends with 1.
+    A full disk is TryAgain (75), a file that may not be read or written UserError (2), Ctrl-C is Interrupted (130), a
+    reader that has gone away (`| head`) ends quietly with 141, as the shell reports SIGPIPE. Anything else is our
+    mistake: it keeps its traceback and ends with 1.
     """
 
     @functools.wraps(command)
@@ -34,13 +35,11 @@ def exits(command: Callable[Arguments, int]) -> Callable[Arguments, int]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at its end
             return 128 + signal.SIGPIPE
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            words = in_words(error)
+            if words is None:
                 raise
-            print(
-                f"the disk is full: {error.filename or error}; free some space and type the command again",
-                file=sys.stderr,
-            )
-            return TryAgain.exit_code
+            print(words, file=sys.stderr)
+            return words.exit_code
         return code
 
     return with_exit_code

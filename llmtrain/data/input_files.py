@@ -11,6 +11,13 @@ from typing import Any
 from llmtrain.errors import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+NOT_TEXT = {
+    b"%PDF-": "a PDF; extract its text first (`pdftotext` does where it has any; a scan needs OCR)",
+    b"PK\x03\x04": "a ZIP archive, as DOCX, PPTX, XLSX and EPUB are; extract its text first (`pandoc -t plain`)",
+    b"\xd0\xcf\x11\xe0": "an old Office file; save it as text first",
+    b"\x1f\x8b": "gzip-compressed; unpack it first (`gunzip`)",
+}
+"""How files begin that are often taken for text, and what to do with them."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -55,18 +62,24 @@ def matching_files(paths: tuple[str, ...]) -> list[Path]:
 
 
 def read_utf8(path: Path) -> str:
-    """The text of a file, line ends as they are, a byte order mark removed; raises DataError where it is not UTF-8."""
-    return _decode(path.read_bytes().removeprefix(BYTE_ORDER_MARK), path, offset=0)
+    """The text of a file, line ends as they are, a byte order mark removed; raises DataError where it is not UTF-8, or
+    a PDF, an archive or an Office file.
+    """
+    raw = path.read_bytes()
+    _check_is_text(raw, path)
+    return _decode(raw.removeprefix(BYTE_ORDER_MARK), path, offset=0)
 
 
 def read_json_lines(path: Path) -> Iterator[JsonLine | Refused]:
     """The objects of a JSON lines file; blank lines are skipped, malformed ones refused.
 
-    Raises DataError where the file is not UTF-8.
+    Raises DataError as `read_utf8` does.
     """
     offset = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
+            if number == 1:
+                _check_is_text(raw, path)
             line = _decode(raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw, path, offset)
             offset += len(raw)
             if line.strip():
@@ -84,6 +97,12 @@ def fault_of(text: Any) -> str | None:
     if surrogate := SURROGATE.search(text):
         return f"has half of a surrogate pair at position {surrogate.start()}"
     return None
+
+
+def _check_is_text(beginning: bytes, path: Path) -> None:
+    for signature, words in NOT_TEXT.items():
+        if beginning.startswith(signature):
+            raise DataError(f"{path} is no text: it is {words}")
 
 
 def _decode(raw: bytes, path: Path, offset: int) -> str:

@@ -1,13 +1,11 @@
 """Directories that are made once, whichever process comes first."""
 
-import errno
 import fcntl
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmtrain.errors import TryAgain
 from llmtrain.files import whole_directory
 
 
@@ -15,7 +13,7 @@ def make_once(target: Path, make: Callable[[Path], None], say: Callable[[str], N
     """Fill `target` by `make`, unless it exists: whole or not at all, by one process at a time.
 
     A second process waits for the first and then finds the directory made. What killed processes left half-written
-    beside it is removed. Raises TryAgain when the disk, or the quota, is full.
+    beside it is removed. Raises TryAgain or UserError as `whole_directory` does.
     """
     if target.exists():
         return
@@ -24,15 +22,8 @@ def make_once(target: Path, make: Callable[[Path], None], say: Callable[[str], N
     with _locked(target, say):
         if target.exists():
             return
-        try:
-            with whole_directory(target) as aside:
-                make(aside)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise TryAgain(
-                f"{target.parent} is on a full disk; free some space and run the same command again"
-            ) from error
+        with whole_directory(target) as aside:
+            make(aside)
 
 
 @contextmanager

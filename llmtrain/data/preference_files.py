@@ -11,8 +11,8 @@ def read_pairs(pairs: PreferenceFile) -> tuple[list[PairText], list[Refused], in
     """The pairs of the files in order, the refused records, and the number of duplicates left out.
 
     Refused: malformed lines, missing fields, texts that are empty or no strings, answers that are equal but for white
-    space (ties), and pairs that other lines contradict by preferring the other answer. Raises DataError for a missing
-    file, a glob without a match, or a file that is not UTF-8.
+    space (ties) or that both repeat the prompt, and pairs that other lines contradict by preferring the other answer.
+    Raises DataError for a missing file, a glob without a match, or a file that is not UTF-8.
     """
     records = [_pair(line) for path in matching_files(pairs.paths) for line in read_json_lines(path)]
     refused = [record for record in records if isinstance(record, Refused)]
@@ -46,4 +46,6 @@ def _pair(line: JsonLine | Refused) -> PairText | Refused:
     prompt, chosen, rejected = (line.fields[name] for name in FIELDS)
     if chosen.strip() == rejected.strip():
         return Refused(line.where, "is a tie: 'chosen' and 'rejected' are the same text")
+    if chosen.startswith(prompt) and rejected.startswith(prompt):
+        return Refused(line.where, "is a whole dialogue, stored twice: both answers begin with the prompt; cut it off")
     return PairText(prompt, chosen, rejected, line.where)

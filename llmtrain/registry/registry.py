@@ -16,7 +16,7 @@ from llmtrain.artifacts import ModelVersion, TrainedModel, weights_sha256
 from llmtrain.errors import IntegrityError, UserError
 from llmtrain.journal import Journal
 from llmtrain.registry.semver import next_patch, next_version, numbers
-from llmtrain.telemetry.database import ARTIFACT_ROOT, database_path, locked, open_database
+from llmtrain.telemetry.database import ARTIFACT_ROOT, database_path, in_words, locked, open_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,11 +37,12 @@ class Registry:
     def register(self, name: str, model: TrainedModel, *, tracker_run_id: str | None) -> ModelVersion:
         """Give `model` the next version of `name`; the same run with the same weights keeps the version it has.
 
-        `tracker_run_id` links the version to its MLflow run. Raises UserError for a name that cannot be one.
+        `tracker_run_id` links the version to its MLflow run. Raises UserError for a name that cannot be one, and as
+        `database.in_words` does.
         """
         _check_name(name)
         client = self._client
-        with locked(self.outputs):
+        with in_words(self.outputs), locked(self.outputs):
             versions = self._stored()
             self._complete_journal(versions)
             earlier = [version for version in versions if version.name == name]
@@ -75,8 +76,9 @@ class Registry:
         """All versions, or those of one name, oldest first."""
         if not database_path(self.outputs).exists():
             return []
-        versions = self._stored()
-        if not {version.label for version in versions} <= self._told():
+        with in_words(self.outputs):
+            versions = self._stored()
+        if not {version.label for version in versions} <= self._told().keys():
             with locked(self.outputs):
                 self._complete_journal(versions)
         return [version for version in versions if name in (None, version.name)]
@@ -132,7 +134,7 @@ class Registry:
         return open_database(self.outputs)
 
     def _stored(self) -> list[ModelVersion]:
-        """What MLflow holds, oldest first."""
+        """What MLflow holds, oldest first: in the journal's order, because clocks jump."""
         found = []
         token = None
         while token != "":
@@ -140,11 +142,13 @@ class Registry:
             found += [version for version in page if RECORD_TAG in version.tags]
             token = page.token or ""
         found.sort(key=lambda version: (version.creation_timestamp, version.name, int(version.version)))
-        return [_record(version) for version in found]
+        told = self._told()
+        return sorted(map(_record, found), key=lambda version: told.get(version.label, len(told)))
 
-    def _told(self) -> set[str]:
-        """Labels of the versions that the journal has an event of."""
-        return {event["facts"]["version"] for event in self.journal.events() if event["event"] == EVENT}
+    def _told(self) -> dict[str, int]:
+        """Labels of the versions that the journal has an event of, with their places in it."""
+        labels = [event["facts"]["version"] for event in self.journal.events() if event["event"] == EVENT]
+        return {label: place for place, label in enumerate(labels)}
 
     def _complete_journal(self, versions: list[ModelVersion]) -> None:
         """Tell the journal of those versions that it has no event of. Under the lock, or two would."""

@@ -6,13 +6,15 @@ Nothing in it is an absolute path, so that outputs may be moved or copied as a w
 
 import fcntl
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmtrain.errors import UserError
+from llmtrain import files
+from llmtrain.errors import LLMTrainError, TryAgain, UserError
 from llmtrain.files import fsync
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 ARTIFACT_ROOT = "mlflow-artifacts:/"
 """Where MLflow believes artifacts to be; its server resolves this to `--artifacts-destination`."""
+
+SQLITE_SAYS = re.compile(r"\(sqlite3\.\w+\) (.+)")
+"""What SQLAlchemy's errors, and MLflow's around them, quote."""
 
 
 def database_path(outputs: Path) -> Path:
@@ -52,20 +57,53 @@ def open_client(uri: str) -> "MlflowClient":
 def open_database(outputs: Path) -> "MlflowClient":
     """A client of the database of `outputs`, which is created (some seconds, said in one line) where there is none.
 
-    Raises UserError where the file is not a database of this MLflow version.
+    Raises UserError where the file is not a database of this MLflow version, and as `in_words` does.
     """
     path = database_path(outputs.absolute())
-    with locked(outputs):
-        if not path.exists():
-            print(f"{path}: first use, creating the tracking database takes some seconds", file=sys.stderr, flush=True)
-            _create(path)
+    if not path.exists():
+        with in_words(outputs), locked(outputs):
+            if not path.exists():
+                print(f"{path}: first use, creating the tracking database takes some seconds", file=sys.stderr)
+                _create(path)
+    with in_words(outputs):
+        try:
+            return open_client(_sqlite_uri(path))
+        except failures() as error:
+            if SQLITE_SAYS.search(str(error)):
+                raise
+            raise _unusable(path, str(error).splitlines()[0]) from error
+
+
+@contextmanager
+def in_words(outputs: Path) -> Iterator[None]:
+    """Raise what SQLite says in the block as TryAgain (locked, no room) or UserError (not writable, damaged)."""
     try:
-        return open_client(_sqlite_uri(path))
+        yield
     except failures() as error:
-        raise UserError(
-            f"{path} cannot be opened: {str(error).splitlines()[0]}\nIf another version of MLflow wrote it, copy it "
-            f"away and run: mlflow db upgrade '{_sqlite_uri(path)}'. If it is damaged, restore it from a backup."
-        ) from error
+        path = database_path(outputs.absolute())
+        said = SQLITE_SAYS.search(str(error))
+        if words := files.in_words(error, path) or (_in_words(said[1], path) if said else None):
+            raise words from error
+        raise
+
+
+def _in_words(said: str, path: Path) -> LLMTrainError:
+    again = "and run the same command again; what is saved stays"
+    if "locked" in said:
+        return TryAgain(f"{path} is locked by another process\nWait for it, or stop it, {again}")
+    if "disk is full" in said or "disk I/O error" in said:
+        return TryAgain(f"{path}: {said}\nFree some space, or raise the limit `ulimit -f`, {again}")
+    if "readonly" in said or "unable to open" in said:
+        return UserError(f"{path}: {said}\nMake it and its directory writable, or choose another outputs_dir")
+    return _unusable(path, said)
+
+
+def _unusable(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path} cannot be opened: {reason}\nIf another version of MLflow wrote it, copy it away and run: mlflow db "
+        f"upgrade '{_sqlite_uri(path)}'. If it is damaged, restore it from a backup, or move it away: a new one is "
+        f"made, without the versions that were registered in this one"
+    )
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -94,7 +132,7 @@ def _create(path: Path) -> None:
 def _quieten() -> None:
     """No usage reports, no chatter, no minutes of retries. MLflow reads the first two when it is imported."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # its errors come as exceptions: told here, in words
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds; training waits that long
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # what failed is sent again with a later row
 

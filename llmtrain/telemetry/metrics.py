@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.errors import IntegrityError
-from llmtrain.files import fsync
+from llmtrain.files import fsync, writing
 
 METRICS_FILE = "metrics.jsonl"
 """Its name in a run's directory."""
+
+REMEDY = "restore it from a copy (MLflow's artifacts may have one), or move the run's directory away to train it anew"
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -32,24 +34,30 @@ class MetricsFile:
         Floats are read back bit for bit; JSON has no NaN and no infinity, so these are written as strings.
         """
         line = json.dumps({key: _encoded(value) for key, value in row.items()}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
 
     @property
     def size(self) -> int:
         """Bytes, all of them on disk: what a checkpoint stores and a resume gives to `truncate`."""
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
     def truncate(self, size: int) -> None:
-        """Cut away the rows after the first `size` bytes. Raises IntegrityError where rows before them are missing."""
+        """Cut away the rows after the first `size` bytes.
+
+        Raises IntegrityError where rows before them are missing or damaged.
+        """
         if self.size < size:
             raise IntegrityError(
                 f"{self.path} has {self.size} bytes, but the checkpoint was written after {size}: rows are missing; "
-                f"restore the file, or start again with --again"
+                f"{REMEDY}"
             )
         self._file.truncate(size)
         fsync(self.path)
+        read(self.path)
 
     def close(self) -> None:
         self._file.close()
@@ -85,5 +93,7 @@ def _decoded(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise IntegrityError(f"{place}: not a row of metrics ({error}); delete the line or restore the file") from error
+        raise IntegrityError(f"{place}: not a row of metrics ({error}); {REMEDY}") from error
+    if not isinstance(row, dict):
+        raise IntegrityError(f"{place}: not a row of metrics; {REMEDY}")
     return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}

@@ -30,6 +30,9 @@ class Progress:
     def update(self, tokens: int, **shown: float) -> None:
         """Say that `tokens` (since the start of the run) are done; `shown` are figures such as the loss."""
         now = time.monotonic()
+        if self._points and now < self._points[-1][0]:  # a suspended or moved machine
+            self._points.clear()
+            self._last_shown = float("-inf")
         self._points.append((now, tokens))
         while now - self._points[0][0] > WINDOW_SECONDS and len(self._points) > 2:
             self._points.popleft()

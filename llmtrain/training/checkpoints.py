@@ -27,7 +27,11 @@ class AtomicCheckpoints(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with whole_directory(Path(path)) as directory:
             state = directory / "state.pt"
-            torch.save(checkpoint, state)
+            with state.open("wb") as file:
+                try:
+                    torch.save(checkpoint, file)
+                except RuntimeError as error:  # torch's, about the end of an archive that a full disk cut short
+                    raise error.__context__ or error from None
             manifest = {state.name: {"bytes": state.stat().st_size, "sha256": sha256_of(state)}}
             (directory / "manifest.json").write_text(json.dumps(manifest, indent=2))
 

@@ -17,6 +17,7 @@ from llmtrain.config.base import content_hash
 from llmtrain.config.infra import Infra
 from llmtrain.data.once import make_once
 from llmtrain.data.preferences import PreferencePairs
+from llmtrain.files import sha256_of
 from llmtrain.training.batches import AnswerLogProbs
 from llmtrain.training.evaluation import score_pairs
 
@@ -61,6 +62,7 @@ def reference_log_probs(
             tensors |= {f"{split}.chosen": scores.chosen, f"{split}.rejected": scores.rejected}
             before += sum(pairs.num_tokens(index) for index in range(len(pairs)))
         save_file(tensors, aside / FILE)
+        (aside / "sha256").write_text(sha256_of(aside / FILE))
 
     make_once(directory, make, lambda line: print(line, file=sys.stderr))
     made = _read(directory)
@@ -70,6 +72,8 @@ def reference_log_probs(
 
 def _read(directory: Path) -> dict[str, AnswerLogProbs] | None:
     try:
+        if (directory / "sha256").read_bytes() != sha256_of(directory / FILE).encode():
+            return None
         tensors = load((directory / FILE).read_bytes())  # no memory map: the file may be replaced while it is used
     except (OSError, SafetensorError):
         return None

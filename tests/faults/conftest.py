@@ -1,19 +1,20 @@
 """One fork server for all tests of faults, the runs that most of them disturb, and the kills, counted, at their end."""
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from llmtrain.cli.train import main
 from tests.faults import faults, forkserver
+from tests.faults.commands import PRETRAIN, files
 from tests.faults.compare import the_run
 from tests.faults.disturbed import SAVE, run
 from tests.faults.faults import Before
 from tests.faults.runs import PRETRAIN_NAME, text
-
-KILLS = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
@@ -23,9 +24,9 @@ def server() -> None:
 
 
 @pytest.fixture
-def show_kills(request: pytest.FixtureRequest) -> Callable[[list[str]], None]:
+def show_kills(record_property: Callable[[str, object], None]) -> Callable[[list[str]], None]:
     """Call it with lines for the summary."""
-    return request.config.stash.setdefault(KILLS, []).extend
+    return partial(record_property, "kills")
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +84,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("trained")
+    text(directory, num_documents=24, characters=2000)
+    with contextlib.chdir(directory):
+        assert main([*PRETRAIN, *files("text/*.txt")]) == 0
+    return directory
+
+
+@pytest.fixture
+def trained(trained_once: Path, here: Path) -> Path:
+    """The working directory, with texts and a model that was pretrained on them."""
+    return shutil.copytree(trained_once, here, dirs_exist_ok=True, symlinks=True)
+
+
 @pytest.fixture
 def fails(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Call it with a training command, its exit code and what must be said; the words are returned."""
@@ -99,7 +115,9 @@ def fails(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return failing
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if lines := config.stash.get(KILLS, []):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    properties = [entry for report in reports for entry in getattr(report, "user_properties", ())]
+    for lines in (value for name, value in properties if name == "kills"):
         terminalreporter.section("kills")
         terminalreporter.write("\n".join(lines) + "\n")

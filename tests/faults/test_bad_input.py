@@ -1,98 +1,16 @@
 """A user's mistakes: one message with the next step, the exit code of the design, and nothing that existed is lost."""
 
-import json
+import fcntl
 from pathlib import Path
 
 import pytest
 import torch
 
-from llmtrain.cli.train import main
 from llmtrain.telemetry.metrics import read
-from tests.faults.test_kill import text
+from tests.faults.commands import PRETRAIN, SMALL, files
+from tests.faults.runs import text
 
-SMALL = [
-    "model=qwen3_tiny",
-    "infra.precision=fp32",
-    "tracking=none",
-    "trainer.sequence_tokens=64",
-    "trainer.batch_rows=4",
-    "trainer.warmup_tokens=100",
-]
-PRETRAIN = [*SMALL, "trainer.budget_tokens=1_024"]
-
-
-@pytest.fixture(autouse=True)
-def working_directory(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def fails(capsys):
-    def failing(arguments: list[str], code: int, *said: str) -> str:
-        capsys.readouterr()
-        assert main(arguments) == code
-        error = capsys.readouterr().err
-        assert "Traceback" not in error
-        for part in said:
-            assert part in error
-        return error
-
-    return failing
-
-
-def files(pattern: str) -> list[str]:
-    return ["data=text_files", f"data.corpus.paths=[{pattern}]", "data.corpus.licence=PSF-2.0"]
-
-
-def jsonl(path: Path, lines: list[str]) -> list[str]:
-    path.write_text("\n".join(lines) + "\n")
-    return ["data=text_jsonl", f"data.corpus.paths=[{path.name}]", "data.corpus.licence=PSF-2.0"]
-
-
-def test_a_missing_file_is_named(fails):
-    fails([*PRETRAIN, *files("absent.txt")], 2, "absent.txt")
-
-
-def test_a_glob_that_matches_nothing_is_named(fails):
-    fails([*PRETRAIN, *files("notes/*.txt")], 2, "notes/*.txt")
-
-
-def test_an_empty_corpus(fails):
-    Path("empty.txt").write_text("")
-    fails([*PRETRAIN, *files("empty.txt")], 2, "empty")
-
-
-def test_a_file_that_is_not_utf8_is_named_with_the_byte(fails):
-    Path("latin.txt").write_bytes("Größe".encode("latin-1"))
-    fails([*PRETRAIN, *files("latin.txt")], 2, "latin.txt", "UTF-8", "2")
-
-
-def test_malformed_json_lines_are_refused_with_their_numbers(fails, tmp_path):
-    lines = [json.dumps({"text": f"document {number} " * 30}) for number in range(10)] + ["{broken"]
-    fails([*PRETRAIN, *jsonl(tmp_path / "bad.jsonl", lines)], 2, "bad.jsonl:11", "max_refused_share")
-
-
-def test_a_few_malformed_lines_are_counted_and_kept_aside(tmp_path, capsys):
-    lines = [json.dumps({"text": f"{number} is a number with a document of its own. " * 20}) for number in range(60)]
-    assert main([*PRETRAIN, *jsonl(tmp_path / "good.jsonl", [*lines, "{broken"])]) == 0
-    (refused,) = (path for path in Path("outputs/data").glob("*/refused.jsonl") if path.read_text())
-    assert "good.jsonl:61" in refused.read_text()
-    assert "1" in capsys.readouterr().out
-
-
-def test_preferences_that_are_wrong_are_named(fails):
-    text(Path())
-    Path("votes.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n{"prompt": "a", "chosen": 3, "rejected": "c"}\n')
-    arguments = [
-        *SMALL,
-        "trainer=dpo",
-        "data=preference_jsonl",
-        "data.pairs.paths=[votes.jsonl]",
-        "data.pairs.licence=MIT",
-    ]
-    corpus = "data.corpus={kind: files, paths: [text/*.txt], licence: PSF-2.0}"
-    fails([*arguments, corpus], 2, "votes.jsonl:1", "votes.jsonl:2")
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_a_tokenizer_larger_than_the_model(fails, tmp_path):
@@ -118,10 +36,7 @@ def test_a_model_to_tune_that_is_not_there(fails):
     fails([*dpo, "trainer.init_from=outputs/nowhere"], 2, "outputs/nowhere", "llmtrain models")
 
 
-def test_a_checkpoint_of_another_model_is_refused_and_the_run_it_came_from_stays(fails, capsys):
-    text(Path())
-    assert main([*PRETRAIN, *files("text/*.txt")]) == 0
-    capsys.readouterr()
+def test_a_checkpoint_of_another_model_is_refused_and_the_run_it_came_from_stays(trained, fails):
     dpo = [
         *SMALL,
         "trainer=dpo",
@@ -154,20 +69,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_checkpoint_befo
     assert read(run / "metrics.jsonl") is not None
 
 
-def test_a_second_process_on_the_same_run_is_refused(fails):
-    import fcntl
-
-    text(Path())
-    assert main([*PRETRAIN, *files("text/*.txt")]) == 0
+def test_a_second_process_on_the_same_run_is_refused(trained, fails):
     (run,) = (path for path in Path("outputs/qwen3_tiny-pretrain").iterdir() if path.is_dir())
     with (run / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         fails([*PRETRAIN, *files("text/*.txt")], 75, "another process works on this run")
 
 
-def test_a_flipped_bit_in_prepared_data_is_found_before_training_and_its_directory_is_named(fails):
-    text(Path())
-    assert main([*PRETRAIN, *files("text/*.txt")]) == 0
+def test_a_flipped_bit_in_prepared_data_is_found_before_training_and_its_directory_is_named(trained, fails):
     (shard,) = Path("outputs/data").glob("*/train-00000.uint16")
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
@@ -175,9 +84,7 @@ def test_a_flipped_bit_in_prepared_data_is_found_before_training_and_its_directo
     fails([*PRETRAIN, *files("text/*.txt"), "trainer.seed=1"], 3, shard.name, str(shard.parent))
 
 
-def test_weights_that_were_changed_are_not_tuned(fails):
-    text(Path())
-    assert main([*PRETRAIN, *files("text/*.txt")]) == 0
+def test_weights_that_were_changed_are_not_tuned(trained, fails):
     (weights,) = Path("outputs/qwen3_tiny-pretrain").glob("*/model/model.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

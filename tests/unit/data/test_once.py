@@ -77,6 +77,6 @@ def test_a_full_disk_asks_to_try_again_and_leaves_nothing(tmp_path: Path) -> Non
         with open("/dev/full", "w") as full:
             full.write("x")
 
-    with pytest.raises(TryAgain, match="full disk"):
+    with pytest.raises(TryAgain, match="key: the disk is full\nFree some space"):
         make_once(tmp_path / "key", fill, silent)
     assert visible(tmp_path) == []

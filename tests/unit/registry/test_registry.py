@@ -207,3 +207,15 @@ def test_processes_that_register_at_once_in_new_outputs_get_different_versions(t
     assert told(tmp_path) == labels
     assert Journal(tmp_path).verify() == 6
     assert database_path(tmp_path).exists()
+
+
+def test_latest_is_what_was_registered_last_though_the_clock_jumped_back_in_between(outputs, trained, monkeypatch):
+    first = Registry(outputs).register("demo", trained("run1"), tracker_run_id=None)
+    now = time.time()
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: now - 86_400)
+        last = Registry(outputs).register("another", trained("run2"), tracker_run_id=None)
+    stored = {version.name: version for version in open_database(outputs).search_model_versions()}
+    assert stored["another"].creation_timestamp < stored["demo"].creation_timestamp, "the clock did jump"
+    assert Registry(outputs).versions() == [first, last]
+    assert Registry(outputs).latest("shape", "tokenizer") == last

@@ -90,3 +90,15 @@ def test_nothing_is_written_where_nothing_was_done():
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65, "1:05"), (3725, "1:02:05")])
 def test_durations(seconds, text):
     assert progress._duration(seconds) == text
+
+
+def test_after_a_clock_that_jumps_back_the_speed_is_measured_anew_and_lines_go_on(clock):
+    stream = io.StringIO()
+    line = Progress(1_000, "run", stream)
+    for second, tokens in ((100_000.0, 0), (100_010.0, 100), (10.0, 200), (20.0, 300), (30.0, 400)):
+        clock[0] = second
+        line.update(tokens)
+    assert [shown.split("tokens  ")[1] for shown in stream.getvalue().splitlines()] == [
+        "0 tokens/s  ? left", "10 tokens/s  1:30 left", "0 tokens/s  ? left", "10 tokens/s  1:10 left",
+        "10 tokens/s  1:00 left",
+    ]  # fmt: skip

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from llmtrain.files import sha256_of
 from llmtrain.training import reference
 from llmtrain.training.reference import reference_log_probs
 
@@ -51,7 +52,7 @@ def test_other_weights_have_another_place(ask, monkeypatch):
     assert calls == [10, 10]
 
 
-@pytest.mark.parametrize("damage", ["values", "bytes", "missing"])
+@pytest.mark.parametrize("damage", ["values", "one bit", "bytes", "missing"])
 def test_a_store_that_is_wrong_is_computed_anew(ask, damage, tmp_path, capsys):
     right = ask()
     (file,) = tmp_path.glob("reference/*/logprobs.safetensors")
@@ -60,6 +61,11 @@ def test_a_store_that_is_wrong_is_computed_anew(ask, damage, tmp_path, capsys):
             from safetensors.torch import load_file, save_file
 
             save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+            (file.parent / "sha256").write_text(sha256_of(file))
+        case "one bit":  # of the last pair, which the spot check leaves out
+            content = bytearray(file.read_bytes())
+            content[-1] ^= 1
+            file.write_bytes(content)
         case "bytes":
             file.write_bytes(file.read_bytes()[:50])
         case "missing":
