@@ -2,15 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-ALLOWED_SKIPS = ("needs ../shared", "needs CUDA")
+ALLOWED_SKIPS = ("needs ../shared", "needs CUDA", "needs the right to mount")
 
-FIRST = "tests/e2e"
-"""Starts first because it takes longest, and stays with one worker because its files share a demo."""
-SHARED = {"demo": FIRST, "runs": "runs", "undisturbed": "undisturbed"}
-"""Fixtures that several files use: these files go to one worker, which makes them once."""
+LONGEST = "tests/e2e/"
+TOGETHER = ("tests/e2e/", "tests/conf/", "tests/faults/")
+"""Directories whose files share a fixture that takes long: they go to one worker, which makes it once."""
 
 os.environ |= {"COMET_DISABLE_AUTO_LOGGING": "1", "COMET_ERROR_TRACKING_ENABLE": "false"}  # TRL imports it too
 
@@ -23,14 +24,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file stays together, so that its fixtures are made once; the longest comes first."""
-    group = {item.nodeid.partition("::")[0]: item.nodeid.partition("::")[0] for item in items}
-    for item in items:
-        for fixture in SHARED.keys() & set(getattr(item, "fixturenames", ())):
-            group[item.nodeid.partition("::")[0]] = SHARED[fixture]
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group[item.nodeid.partition("::")[0]]))
-    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+    """The longest first, so that no worker ends with it alone."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+class Together(LoadScopeScheduling):
+    """A file's tests go to one worker, and those of a directory in `TOGETHER` too."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((place for place in TOGETHER if nodeid.startswith(place)), nodeid.partition("::")[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")
