@@ -21,9 +21,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from llmtrain.config.options import conf_directory
-from llmtrain.config.origins import Origins
+from llmtrain.config.origins import Origin, Origins
 from llmtrain.config.preflight import CommandLine, Given, Groups, expand, read_overrides
-from llmtrain.config.problems import Problem, left_open, unheard_of, unresolvable, validate
+from llmtrain.config.problems import Problem, is_valid, left_open, unheard_of, unresolvable, validate
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.schema import Key, lookup, setting_at, settings
 from llmtrain.config.suggest import closest, did_you_mean
@@ -109,13 +109,14 @@ class Composer:
             problems.append(Problem(group, text, f"the defaults list of {self.config_name}.yaml"))
         if composed is None:
             return Checked(None, problems, None, {}, [], origins)
-        if any("kind" in one.line for one in given):
-            _drop_what_the_old_kind_had(composed, origins())
+        data, open_keys, unresolved = _plain(composed)
+        if open_keys or not is_valid(data):
+            _drop_what_the_old_kind_had(composed, origins(), [path for path, _ in merged])
+            data, open_keys, unresolved = _plain(composed)
         for one in given:
             if one.adds and any(origin.file for origin in origins().chains.get(one.key, [])):
                 text = f"has a value already; write '{one.line.removeprefix('+')}' without '+'"
                 problems.append(Problem(".".join(one.key), text, one.place))
-        data, open_keys, unresolved = _plain(composed)
         problems += [problem for key, why in unresolved if (problem := unresolvable(key, why, origins()))]
         for key in unheard_of(open_keys, data):
             open_keys.remove(key)
@@ -220,18 +221,26 @@ def _origins(merged: list[tuple[Path, Key]], given: list[Given]) -> Origins:
     return origins
 
 
-def _drop_what_the_old_kind_had(composed: DictConfig, origins: Origins) -> None:
-    """Where an override chose another `kind`, remove what only files set for the kind before, as an option would."""
+def _drop_what_the_old_kind_had(composed: DictConfig, origins: Origins, merged: list[Path]) -> None:
+    """Where an override or a later file chose another `kind`, remove what files had set for the kind before."""
+    ranks = {path: rank for rank, path in enumerate(merged)}
+
+    def rank(origin: Origin | None) -> int:
+        return -1 if origin is None else ranks.get(origin.file, len(merged)) if origin.file else len(merged)
+
     data: Any = OmegaConf.to_container(composed, resolve=False)
+    known = {choice for setting in settings() for choice in setting.kinds.items()}
     for setting in settings():
         chain = origins.chains.get(setting.key, [])
         if not all(origin.file for origin in chain) or setting_at(setting.key, data) is not None:
             continue
+        if any((kind, lookup(data, tuple(kind.split(".")))) not in known for kind in setting.kinds):
+            continue  # a misspelled kind takes nothing away
         kinds = [origins.last(tuple(kind.split("."))) for kind in setting.kinds]
         parent = OmegaConf.select(composed, ".".join(setting.key[:-1]), throw_on_missing=False)
         if not isinstance(parent, DictConfig) or setting.key[-1] not in parent.keys():  # noqa: SIM118  `in` denies ???
             continue
-        if any(kind and not kind.file for kind in kinds):
+        if max(map(rank, kinds), default=-1) > max(map(rank, chain), default=-1):
             with open_dict(parent):
                 del parent[setting.key[-1]]
 

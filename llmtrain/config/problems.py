@@ -48,6 +48,15 @@ def unresolvable(key: Key, error: Exception, origins: Origins) -> Problem | None
     return Problem(".".join(key), f"{written}cannot be resolved: {str(error).splitlines()[0]}", origins.place(key))
 
 
+def is_valid(data: dict[str, Any]) -> bool:
+    """Whether the schemas have nothing to say against it."""
+    try:
+        TrainConfig.model_validate_json(json.dumps(data, default=str))
+    except ValidationError:
+        return False
+    return True
+
+
 def validate(
     data: dict[str, Any], spoiled: set[Key], origins: Callable[[], Origins], groups: Iterable[str]
 ) -> tuple[TrainConfig | None, list[Problem]]:

@@ -59,6 +59,12 @@ def test_the_readme_shows_what_a_typo_prints(demo: Demo):
     assert done.stdout.strip() == shown[2].strip()
 
 
+def test_the_readme_shows_what_explain_prints(repository: Path):
+    shown = re.search(r"^\$ (llmtrain explain .*?)\n(.*?)```", README, re.DOTALL | re.MULTILINE)
+    assert shown is not None
+    assert shell(shown[1], repository).stdout.strip() == shown[2].strip()
+
+
 def test_the_wheel_carries_conf_and_its_command_works_elsewhere(demo: Demo, repository: Path, tmp_path: Path):
     built = shell(f"python -m build --wheel --no-isolation --outdir {tmp_path} {repository}", tmp_path)
     assert built.returncode == 0, built.stdout[-3000:]
@@ -71,4 +77,5 @@ def test_the_wheel_carries_conf_and_its_command_works_elsewhere(demo: Demo, repo
     trained = shell(f"PYTHONPATH={place} {place}/bin/llmtrain train experiment=smoke tracking=none "
                     f"trainer.budget_tokens=20_000 trainer.warmup_tokens=1_000", tmp_path)  # fmt: skip
     assert trained.returncode == 0, trained.stdout[-3000:]
-    assert (tmp_path / "outputs" / "smoke").is_dir()
+    (report,) = (tmp_path / "outputs" / "smoke").glob("*/report.html")
+    assert "<svg" in report.read_text()

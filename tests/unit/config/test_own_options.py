@@ -218,6 +218,15 @@ def test_another_kind_by_override_takes_the_old_kinds_keys_away():
     assert back.data.corpus.model_dump() == {"kind": "python_docs"}
 
 
+def test_another_kind_in_a_later_file_takes_the_old_kinds_keys_away(write: Write, tmp_path: Path):
+    write("experiment/letters.yaml", "# @package _global_\nmodel: {tokenizer: {kind: characters}}\n")
+    write("model/mine.yaml", "defaults: [qwen3_small]\ntokenizer: {kind: characters}\n")
+    write("data/mine.yaml", "defaults: [text_files]\ncorpus: {kind: python_docs}\n")
+    for choice in ("experiment=letters", "model=mine"):
+        assert load_config([choice], [tmp_path]).model.tokenizer.model_dump() == {"kind": "characters"}
+    assert load_config(["data=mine"], [tmp_path]).data.corpus.model_dump() == {"kind": "python_docs"}
+
+
 def test_what_an_override_set_for_the_old_kind_is_still_a_mistake():
     with pytest.raises(ConfigError, match=r"vocab_size: no such setting with model\.tokenizer\.kind=hf"):
         load_config(["model.tokenizer.kind=hf", "model.tokenizer.path=elsewhere", "model.tokenizer.vocab_size=400"])

@@ -1,6 +1,5 @@
-"""One migrated MLflow database per test session, of which each test has a copy, and models to register."""
+"""Models to register."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,22 +7,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from llmtrain.artifacts import TrainedModel, weights_sha256
-from llmtrain.telemetry.database import database_path, open_database
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory) -> Path:
-    outputs = tmp_path_factory.mktemp("migrated")
-    open_database(outputs)
-    return outputs
-
-
-@pytest.fixture
-def outputs(migrated, tmp_path) -> Path:
-    outputs = tmp_path / "outputs"
-    database_path(outputs).parent.mkdir(parents=True)
-    shutil.copyfile(database_path(migrated), database_path(outputs))
-    return outputs
 
 
 @pytest.fixture(scope="session")

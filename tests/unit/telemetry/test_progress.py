@@ -1,8 +1,6 @@
 """The progress line, on a terminal and in a log file; the clock is set by hand."""
 
 import io
-import os
-import shutil
 
 import pytest
 
@@ -56,7 +54,7 @@ def test_the_speed_is_that_of_the_last_half_minute(clock):
 
 
 def test_on_a_terminal_the_line_is_rewritten_within_its_width_five_times_a_second(clock, monkeypatch):
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((50, 24)))
+    monkeypatch.setenv("COLUMNS", "50")
     stream = Terminal()
     line = Progress(100, "dpo", stream)
     for tenth in range(21):

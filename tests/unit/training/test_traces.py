@@ -11,7 +11,6 @@ from llmtrain.config.compose import load_config
 from llmtrain.config.root import TrainConfig
 from llmtrain.errors import Interrupted
 from llmtrain.report.records import Margins, Processes, Samples
-from llmtrain.telemetry.database import open_database
 from llmtrain.telemetry.metrics import read, without_times
 from llmtrain.training import events, traces
 from llmtrain.training.run import train
@@ -32,19 +31,11 @@ DPO = [
 ]
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Outputs with an empty registry: to make one takes longer than to train here."""
-    outputs = tmp_path_factory.mktemp("database")
-    open_database(outputs)
-    return outputs
-
-
 @pytest.fixture
-def notes(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def notes(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for outputs in ("outputs", "other"):
-        shutil.copytree(database, tmp_path / outputs)
+        shutil.copytree(migrated, tmp_path / outputs)
     (tmp_path / "notes").mkdir()
     for number, text in enumerate(NOTES):
         (tmp_path / "notes" / f"{number:02}.txt").write_text(text)
