@@ -60,7 +60,9 @@ class MetricsFile:
         read(self.path)
 
     def close(self) -> None:
-        self._file.close()
+        """Raises as `append` where the last row is not on disk."""
+        with writing(self.path):
+            self._file.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

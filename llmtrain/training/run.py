@@ -140,6 +140,8 @@ def _run(
     except BaseException:
         tracker.finish("FAILED")
         raise
+    finally:
+        metrics.close()
     tracker.finish("FINISHED")
     journal.append("run.finished", run_id=frozen.run_id, version=version.label, weights_sha256=trained.weights_sha256)
     write_whole(directory / "version.json", version.model_dump_json(indent=2) + "\n")

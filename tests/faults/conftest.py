@@ -113,11 +113,3 @@ def fails(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return error
 
     return failing
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    properties = [entry for report in reports for entry in getattr(report, "user_properties", ())]
-    for lines in (value for name, value in properties if name == "kills"):
-        terminalreporter.section("kills")
-        terminalreporter.write("\n".join(lines) + "\n")
