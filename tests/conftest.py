@@ -58,7 +58,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show the tables of kills (tests/faults), here because this process loads no other conftest where workers run."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    properties = [entry for report in reports for entry in getattr(report, "user_properties", ())]
+    calls = [report for report in reports if getattr(report, "when", None) == "call"]
+    properties = [entry for report in calls for entry in report.user_properties]
     for lines in (value for name, value in properties if name == "kills"):
         terminalreporter.section("kills")
         terminalreporter.write("\n".join(lines) + "\n")
