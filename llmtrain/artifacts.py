@@ -51,7 +51,7 @@ class SplitCounts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     num_documents: int
-    """Documents (text) or pairs (preferences)."""
+    """Documents (text), pairs (preferences) or chats."""
     num_tokens: int
     """Tokens, the end-of-text token after each document included; of a pair, prompt, chosen and rejected once each."""
     num_bytes: int
@@ -61,7 +61,7 @@ class SplitCounts(BaseModel):
 class DatasetManifest(Record):
     """Prepared data: `path` holds the files that `files` names."""
 
-    kind: Literal["text", "preferences"]
+    kind: Literal["text", "preferences", "chats"]
     path: str
     """Directory, relative to outputs."""
     content_sha256: str
@@ -87,7 +87,7 @@ class TrainedModel(Record):
     run_id: str
     path: str
     """Directory, relative to outputs."""
-    trainer: Literal["pretrain", "dpo"]
+    trainer: Literal["pretrain", "sft", "dpo", "distill"]
     shape_sha256: str
     """Hash of the network's shape: two models with the same one can exchange weights."""
     weights_sha256: str

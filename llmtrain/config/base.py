@@ -6,10 +6,12 @@ and effect. `Changes` stands in each field's annotation and decides whether the 
 
 import hashlib
 import json
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 
 class Changes(Enum):
@@ -25,6 +27,16 @@ class Changes(Enum):
     """Names, places, how much is shown."""
 
 
+@dataclass(frozen=True)
+class Added:
+    """In the annotation of a field that came after the first schema: since which version, and the value that does what
+    was done before. Old frozen configs get that value; identities leave the field out where it has it, so that a run
+    keeps its id when the schema grows."""
+
+    version: int
+    before: Any
+
+
 class Settings(BaseModel):
     """A group of settings: unknown keys refused, frozen, no silent conversion of types, no infinity."""
 
@@ -38,16 +50,21 @@ class Settings(BaseModel):
     )
 
     def fields_that_change(self, *effects: Changes) -> dict[str, Any]:
-        """The nested dictionary of the fields, at any depth, whose annotation is one of `effects`."""
+        """The nested dictionary of the fields, at any depth, whose annotation is one of `effects`, but for those that
+        were `Added` and do what was done before."""
         found: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if isinstance(value, Settings):
                 if inner := value.fields_that_change(*effects):
                     found[name] = inner
-            elif any(effect in field.metadata for effect in effects):
+            elif any(effect in field.metadata for effect in effects) and not _as_before(field, value):
                 found[name] = list(value) if isinstance(value, tuple) else value
         return found
+
+
+def _as_before(field: FieldInfo, value: Any) -> bool:
+    return any(isinstance(note, Added) and note.before == value for note in field.metadata)
 
 
 def content_hash(value: Any) -> str:

@@ -52,7 +52,10 @@ class Continuations(Settings):
 
 
 class PreferenceFile(Settings):
-    """JSON lines of {"prompt": str, "chosen": str, "rejected": str}; further fields are ignored."""
+    """JSON lines of {"prompt", "chosen", "rejected"}: texts, or lists of chat messages; further fields are ignored.
+
+    Messages are OpenAI's or ShareGPT's and may stand beside a list of `tools`. Where `prompt` is missing, it is what
+    the conversations `chosen` and `rejected` have in common."""
 
     kind: Annotated[Literal["jsonl"], Changes.DATA]
     paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE]
@@ -60,10 +63,53 @@ class PreferenceFile(Settings):
     licence: Annotated[str, Changes.DATA]
     """Licence of the pairs (an SPDX id, or `proprietary`)."""
     template: Annotated[Literal["plain", "chat"], Changes.DATA]
-    """`plain`: prompt, answer, end-of-text. `chat`: the prompt as the user's turn of the tokenizer's chat template."""
+    """`plain`: prompt, answer, end-of-text. `chat`: the prompt as the user's turn of the tokenizer's chat template;
+    messages need it."""
 
 
-Pairs = Annotated[Continuations | PreferenceFile, Discriminator("kind")]
+class VoteFile(Settings):
+    """JSON lines of {"prompt", "completion", "label": true or false}: answers judged one at a time, for KTO.
+
+    `prompt` and `completion` are texts, or lists of chat messages. Pairs need no conversion: KTO takes each as a vote
+    for its chosen answer and one against its rejected answer."""
+
+    kind: Annotated[Literal["votes"], Changes.DATA]
+    paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE]
+    """Files or globs, relative to the working directory. The prepared data's key has their content."""
+    licence: Annotated[str, Changes.DATA]
+    """Licence of the votes (an SPDX id, or `proprietary`)."""
+    template: Annotated[Literal["plain", "chat"], Changes.DATA]
+    """`plain`: prompt, answer, end-of-text. `chat`: the tokenizer's chat template; messages need it."""
+
+
+Pairs = Annotated[Continuations | PreferenceFile | VoteFile, Discriminator("kind")]
+
+
+class ChatFile(Settings):
+    """Chats as JSON lines, or as one JSON array of objects."""
+
+    kind: Annotated[Literal["jsonl"], Changes.DATA]
+    paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE]
+    """Files or globs, relative to the working directory. The prepared data's key has their content."""
+    licence: Annotated[str, Changes.DATA]
+    """Licence of the chats (an SPDX id, or `proprietary`)."""
+    format: Annotated[Literal["auto", "messages", "sharegpt", "pairs"], Changes.DATA]
+    """`messages`: OpenAI's {"messages": [{"role", "content"}], "tools"}, where an assistant's message of `weight` 0 is
+    not learnt. `sharegpt`: {"conversations": [{"from", "value"}], "system", "tools"}. `pairs`: {"prompt", "response"},
+    {"instruction", "input", "output"} or {"question", "answer"}. `auto`: each record by the fields that it has."""
+
+
+class DocstringChats(Settings):
+    """Chats made from Python's standard library: what a function does, by its docstring, and how it is called."""
+
+    kind: Annotated[Literal["docstring_chats"], Changes.DATA]
+    max_answer_characters: Annotated[int, Gt(0), Changes.DATA]
+    """Functions whose docstring begins with a longer paragraph are left out."""
+    max_training_chats: Annotated[int | None, Gt(0), Changes.DATA]
+    """Most chats to train on, chosen by hash; null takes all. Validation and test keep all of theirs."""
+
+
+Chats = Annotated[ChatFile | DocstringChats, Discriminator("kind")]
 
 
 class _Data(Settings):
@@ -86,16 +132,25 @@ class TextData(_Data):
     kind: Annotated[Literal["text"], Changes.DATA]
 
 
-class PreferenceData(_Data):
-    """Preference pairs; `corpus` trains the tokenizer, measures the held-out loss, and builds a missing base model."""
-
-    kind: Annotated[Literal["preferences"], Changes.DATA]
-    pairs: Pairs
-
+class _TuningData(_Data):
     def text(self) -> TextData:
         """The same corpus as pretraining data, split the same way, so that what is held out stays held out."""
         values = {name: getattr(self, name) for name in _Data.model_fields}
         return TextData(kind="text", **values)
 
 
-Data = Annotated[TextData | PreferenceData, Discriminator("kind")]
+class PreferenceData(_TuningData):
+    """Preference pairs; `corpus` trains the tokenizer, measures the held-out loss, and builds a missing base model."""
+
+    kind: Annotated[Literal["preferences"], Changes.DATA]
+    pairs: Pairs
+
+
+class ChatData(_TuningData):
+    """Chats; `corpus` trains the tokenizer, measures the held-out loss, and builds a missing base model."""
+
+    kind: Annotated[Literal["chat"], Changes.DATA]
+    chats: Chats
+
+
+Data = Annotated[TextData | PreferenceData | ChatData, Discriminator("kind")]

@@ -5,14 +5,14 @@ it is read: a setting that came later gets the value that does what was done bef
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from llmtrain.config.base import Changes, Settings, content_hash
+from llmtrain.config.base import Added, Changes, Settings, content_hash
 from llmtrain.config.root import TrainConfig
+from llmtrain.config.schema import exists_in, lookup, settings
 from llmtrain.errors import UserError
 
 
@@ -27,10 +27,14 @@ class Resolved(BaseModel):
     text_sha256: str
     pairs_path: str | None
     pairs_sha256: str | None
+    chats_path: str | None = None
+    chats_sha256: str | None = None
     parent_version: str | None
     """`name@version`; null when from scratch or when the parent is a run that was never registered."""
     parent_path: str | None
     parent_weights_sha256: str | None
+    teacher_path: str | None = None
+    teacher_weights_sha256: str | None = None
 
 
 class FrozenRun(BaseModel):
@@ -53,6 +57,10 @@ class FrozenRun(BaseModel):
             "tokenizer": self.resolved.tokenizer_sha256,
             "parent": self.resolved.parent_weights_sha256,
         }
+        if self.resolved.chats_sha256:
+            identity["chats"] = self.resolved.chats_sha256
+        if self.resolved.teacher_weights_sha256:
+            identity["teacher"] = self.resolved.teacher_weights_sha256
         if self.attempt > 1:
             identity["attempt"] = self.attempt
         return content_hash(identity)[:12]
@@ -86,17 +94,25 @@ def _migrated(frozen: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{path} was written by a newer llmtrain: its schema_version is {config['schema_version']}, this one reads "
             f"up to {SCHEMA_VERSION}; update llmtrain"
         )
-    while config["schema_version"] in MIGRATIONS:
-        config = MIGRATIONS[config["schema_version"]](config)
+    for version in range(config["schema_version"] + 1, SCHEMA_VERSION + 1):
+        config = _with_what_was_added(config, version)
     return {**frozen, "config": config}
 
 
-def _from_1_to_2(config: dict[str, Any]) -> dict[str, Any]:
-    """`trainer.sample_tokens` came: there were no samples."""
-    trainer = config["trainer"] | {"sample_tokens": 0}
-    return config | {"schema_version": 2, "trainer": trainer}
+def _with_what_was_added(config: dict[str, Any], version: int) -> dict[str, Any]:
+    """`config`, of the schema before `version`, with the settings that `version` added: they do what was done before."""
+    config = json.loads(json.dumps(config)) | {"schema_version": version}
+    for setting in settings():
+        *group, name = setting.key
+        for note in setting.field.metadata:
+            if not isinstance(note, Added) or note.version != version:
+                continue
+            if name == "kind" and lookup(config, tuple(group)) is None:  # the whole group is new
+                lookup(config, tuple(group[:-1]))[group[-1]] = {}
+            parent = lookup(config, tuple(group))
+            if parent is not None and (name == "kind" or exists_in(setting, config)):
+                parent.setdefault(name, note.before)
+    return config
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1_to_2}
-"""What makes of a config of one schema one of the next, by the schema's version."""
-SCHEMA_VERSION = max(MIGRATIONS) + 1
+SCHEMA_VERSION = 3

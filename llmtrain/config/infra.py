@@ -3,8 +3,9 @@
 from typing import Annotated, Literal
 
 from annotated_types import Gt
+from pydantic import model_validator
 
-from llmtrain.config.base import Changes, Settings
+from llmtrain.config.base import Added, Changes, Settings
 
 
 class LocalInfra(Settings):
@@ -17,13 +18,40 @@ class LocalInfra(Settings):
     """`bf16`: autocast, weights and optimizer stay fp32. `bf16_if_fast` is resolved before the config is frozen: bf16
     where the hardware multiplies it natively, otherwise fp32."""
     threads: Annotated[int | None, Gt(0), Changes.PERFORMANCE]
-    """CPU threads for PyTorch; null takes every core that the process may use."""
+    """CPU threads for PyTorch, of each rank; null shares out every core that the process may use."""
+    ranks: Annotated[int, Gt(0), Changes.PERFORMANCE, Added(3, 1)]
+    """Processes that train together, one on each device; more than one are started by torchrun from the frozen config.
+    Any number gives the same result within rounding."""
+    strategy: Annotated[
+        Literal["ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3", "tensor_parallel"],
+        Changes.PERFORMANCE,
+        Added(3, "ddp"),
+    ]
+    """How ranks share the work: `ddp` copies the model; `fsdp2` and `deepspeed_zero3` share out weights, gradients and
+    optimizer, `deepspeed_zero2` the last two; `tensor_parallel` cuts each matrix. One rank uses none of them."""
+    offload: Annotated[bool, Changes.PERFORMANCE, Added(3, False)]
+    """Keep the optimizer (`deepspeed_zero2`), or weights and optimizer (`deepspeed_zero3`, `fsdp2`), in the host's memory."""
     micro_batch_tokens: Annotated[int, Gt(0), Changes.PERFORMANCE]
-    """Most tokens, padding included, that pass through the model at once."""
+    """Most tokens that pass through the model at once, on one rank."""
     loss_chunk_tokens: Annotated[int, Gt(0), Changes.PERFORMANCE]
     """Tokens whose logits exist at the same time: the loss needs chunk * vocabulary numbers, never a whole batch's."""
+    attention: Annotated[Literal["auto", "segments", "sdpa", "flex"], Changes.PERFORMANCE, Added(3, "auto")]
+    """The kernel of packed rows: `segments` runs each document on its own, `sdpa` the whole row under a mask, `flex` is
+    FlexAttention with a block mask; `auto` takes `flex` on CUDA and `segments` elsewhere. Said at the start."""
+    compile: Annotated[bool, Changes.PERFORMANCE, Added(3, False)]
+    """torch.compile for each decoder block: minutes at the first step, faster steps; rows are padded to
+    `micro_batch_tokens`, so that shapes stay the same."""
+    activation_checkpointing: Annotated[Literal["none", "selective", "full"], Changes.PERFORMANCE, Added(3, "none")]
+    """What the backward pass computes again instead of keeping: nothing, all but matrix products and attention, or
+    whole blocks. Less memory, up to a third more time."""
     deterministic: Annotated[bool, Changes.PERFORMANCE]
     """Refuse kernels whose result depends on the order of execution; slower on a GPU."""
+
+    @model_validator(mode="after")
+    def kernels_fit(self) -> "LocalInfra":
+        if self.attention == "flex" and self.accelerator == "cpu":
+            raise ValueError("attention=flex has no backward pass on a CPU; set infra.attention=auto")
+        return self
 
 
 Infra = LocalInfra

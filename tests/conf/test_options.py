@@ -10,6 +10,12 @@ OPTIONS = options([conf_directory()])
 CHOICES = [(group, option) for group, files in OPTIONS.items() for option in files]
 NEEDED = {
     ("data", "demo_dpo"): ["trainer=dpo"],
+    ("data", "demo_kto"): ["trainer=dpo"],
+    ("data", "demo_sft"): ["trainer=sft"],
+    ("data", "chat_jsonl"): ["trainer=sft", "data.chats.paths=[STAND_IN]", "data.chats.licence=STAND_IN"],
+    ("data", "votes_jsonl"): ["trainer=kto", "data.pairs.paths=[STAND_IN]", "data.pairs.licence=STAND_IN"],
+    ("model", "hf"): ["model.name=STAND_IN", "model.path=STAND_IN"],
+    ("trainer", "distill"): ["trainer.teacher=STAND_IN"],
     ("data", "preference_jsonl"): [
         "trainer=dpo",
         "data.pairs.paths=[STAND_IN]",
