@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmtrain.config.base import content_hash
-from llmtrain.config.data import Corpus, JsonlText, PreferenceFile, PythonDocs, TextFiles
+from llmtrain.config.data import ChatFile, Corpus, JsonlText, PreferenceFile, PythonDocs, TextFiles, VoteFile
 from llmtrain.data import python_docs
 from llmtrain.data.input_files import JsonLine, Refused, fault_of, matching_files, read_json_lines, read_utf8
 from llmtrain.files import sha256_of
@@ -42,7 +42,7 @@ def read_corpus(corpus: Corpus) -> Iterator[Document | Refused]:
                     yield line if isinstance(line, Refused) else _json_document(line, corpus)
 
 
-def fingerprint(source: Corpus | PreferenceFile) -> str:
+def fingerprint(source: Corpus | PreferenceFile | VoteFile | ChatFile) -> str:
     """A key of the content behind a source: while it stays the same, what was prepared from it can be used again.
 
     Files are hashed (not their paths), the interpreter's library is judged by sizes and times.

@@ -18,6 +18,8 @@ NOT_TEXT = {
     b"\x1f\x8b": "gzip-compressed; unpack it first (`gunzip`)",
 }
 """How files begin that are often taken for text, and what to do with them."""
+ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*[{\]]")
+_SPACE, _COMMA, _CLOSES = (re.compile(pattern) for pattern in (r"\s*", r"\s*,", r"\s*\]"))
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -86,6 +88,20 @@ def read_json_lines(path: Path) -> Iterator[JsonLine | Refused]:
                 yield _parse(line, f"{path}:{number}")
 
 
+def read_json_records(path: Path) -> Iterator[JsonLine | Refused]:
+    """The objects of a file of JSON lines, or of one that holds a single JSON array of objects.
+
+    Each is named by the line on which it begins. Raises DataError as `read_utf8` does, and where an array is broken:
+    what stands behind the break cannot be told apart.
+    """
+    with path.open("rb") as file:
+        beginning = file.read(1000).removeprefix(BYTE_ORDER_MARK)
+    if ARRAY_OF_OBJECTS.match(beginning):
+        yield from _array_objects(read_utf8(path), path)
+    else:
+        yield from read_json_lines(path)
+
+
 def fault_of(text: Any) -> str | None:
     """Why `text` cannot be trained on, or None where it can."""
     if not isinstance(text, str):
@@ -126,6 +142,35 @@ def _parse(line: str, where: str) -> JsonLine | Refused:
     return (
         JsonLine(where, value) if isinstance(value, dict) else Refused(where, f"is {_json_type(value)}, not an object")
     )
+
+
+def _array_objects(text: str, path: Path) -> Iterator[JsonLine | Refused]:
+    decoder, position, line = json.JSONDecoder(), text.index("[") + 1, 1
+    counted = 0
+    while True:
+        position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
+        line += text.count("\n", counted, position)
+        counted = position
+        if text.startswith("]", position):
+            break
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise DataError(
+                f"{path}:{line}: malformed JSON in the array: {reason}; correct it, or write JSON lines"
+            ) from error
+        yield (
+            JsonLine(f"{path}:{line}", value)
+            if isinstance(value, dict)
+            else Refused(f"{path}:{line}", f"is {_json_type(value)}, not an object")
+        )
+        after = _COMMA.match(text, position)
+        if not after and not _CLOSES.match(text, position):
+            raise DataError(f"{path}:{line}: no comma after this object of the array; correct it, or write JSON lines")
+        position = after.end() if after else position
+    if text[position + 1 :].strip():
+        raise DataError(f"{path}:{line}: text after the end of the array; write one array, or one object a line")
 
 
 def _json_type(value: Any) -> str:

@@ -6,39 +6,48 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llmtrain.data.chat_template import ChatTemplate
+from llmtrain.data.messages import Message
+from llmtrain.data.preference_files import ChatPair
 from llmtrain.data.preferences import Pair, PairText
 from llmtrain.data.tokenizer import encode_rendered_chats, encode_texts
 
 Form = Literal["continuation", "plain", "chat"]
 
 
-def pair_ids(tokenizer: Any, texts: Sequence[PairText], form: Form) -> list[Pair]:
+def pair_ids(tokenizer: Any, texts: Sequence[PairText | ChatPair], form: Form) -> list[Pair]:
     """The ids of each pair.
 
     `continuation`: prompt and answer, nothing after it, because the text goes on. `plain`: the end-of-text token closes
-    the answer. `chat`: the prompt is the user's turn, the answer the assistant's as the chat template writes it (with
-    Qwen3's own template an empty thinking block stands before it).
+    the answer. `chat`: a prompt of text is the user's turn, an answer the assistant's as the chat template writes it
+    (with Qwen3's own template an empty thinking block stands before it); messages are rendered with their tools.
 
     As in TRL 1.16, prompt and prompt + answer are tokenised each as a whole, and the answer's ids are what follows the
     longest prefix that the prompt shares with both: where a token reaches across the border, the prompt gives up its
-    end. The prompt may so come out empty.
+    end. The prompt may so come out empty. Raises BadMessage where the chat template refuses a pair.
     """
     if form == "chat":
-        prompts = encode_rendered_chats(tokenizer, [_chat(tokenizer, text.prompt) for text in texts])
-        chosen = encode_rendered_chats(tokenizer, [_chat(tokenizer, text.prompt, text.chosen) for text in texts])
-        rejected = encode_rendered_chats(tokenizer, [_chat(tokenizer, text.prompt, text.rejected) for text in texts])
+        template = ChatTemplate(tokenizer)
+        rendered = [rendered_pair(template, text) for text in texts]
+        prompts, chosen, rejected = (
+            encode_rendered_chats(tokenizer, [parts[number] for parts in rendered]) for number in range(3)
+        )
     else:
+        plain = [text for text in texts if isinstance(text, PairText)]
+        assert len(plain) == len(texts), "messages need a chat template"
         end = [tokenizer.eos_token_id] if form == "plain" else []
-        prompts = encode_texts(tokenizer, [text.prompt for text in texts])
-        chosen = [ids + end for ids in encode_texts(tokenizer, [text.prompt + text.chosen for text in texts])]
-        rejected = [ids + end for ids in encode_texts(tokenizer, [text.prompt + text.rejected for text in texts])]
+        prompts = encode_texts(tokenizer, [text.prompt for text in plain])
+        chosen = [ids + end for ids in encode_texts(tokenizer, [text.prompt + text.chosen for text in plain])]
+        rejected = [ids + end for ids in encode_texts(tokenizer, [text.prompt + text.rejected for text in plain])]
     return [_split(*ids) for ids in zip(prompts, chosen, rejected, strict=True)]
 
 
-def special_token_in(tokenizer: Any, text: PairText) -> str | None:
-    """A special token that the text spells out: in a chat it would end the turn, or open another."""
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return next((token for token in special if token in text.prompt + text.chosen + text.rejected), None)
+def rendered_pair(template: ChatTemplate, pair: PairText | ChatPair) -> tuple[str, str, str]:
+    """The prompt with the generation prompt, and the whole chat with either answer."""
+    prompt, *answers = (_messages(part, role) for part, role in _parts(pair))
+    tools = pair.tools if isinstance(pair, ChatPair) else None
+    with_chosen, with_rejected = (template.text([*prompt, *answer], tools) for answer in answers)
+    return template.text(prompt, tools, add_generation_prompt=True), with_chosen, with_rejected
 
 
 def _split(prompt: list[int], with_chosen: list[int], with_rejected: list[int]) -> Pair:
@@ -49,9 +58,9 @@ def _split(prompt: list[int], with_chosen: list[int], with_rejected: list[int]) 
     )
 
 
-def _chat(tokenizer: Any, prompt: str, answer: str | None = None) -> str:
-    turns = [{"role": "user", "content": prompt}]
-    if answer is not None:
-        turns.append({"role": "assistant", "content": answer})
-    text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=answer is None, tokenize=False)
-    return text
+def _parts(pair: PairText | ChatPair) -> list[tuple[str | Sequence[Message], str]]:
+    return [(pair.prompt, "user"), (pair.chosen, "assistant"), (pair.rejected, "assistant")]
+
+
+def _messages(part: str | Sequence[Message], role: str) -> list[Message]:
+    return [{"role": role, "content": part}] if isinstance(part, str) else list(part)

@@ -4,6 +4,10 @@ train.pairs.uint16    the ids of each pair one after the other: prompt, chosen, 
 train.offsets.npy     [3 * pairs + 1] where each of these begins, and where the last one ends
 train.jsonl           the text of each pair, a line each
 train.lines.npy       [pairs + 1] the byte at which each line begins, and where the last one ends
+train.desirable.npy   [pairs] of votes on single answers only: was the answer found good
+
+A vote stands there as a pair: its prompt, its answer in the place of the chosen one, and in the place of the rejected
+one the answer to another prompt, by which KTO estimates how far the policy has moved (arXiv 2402.01306, section 4).
 """
 
 import json
@@ -44,12 +48,15 @@ class PairWriter:
 
     def __init__(self, directory: Path, split: str, dtype: np.dtype[Any]) -> None:
         self.directory, self.split, self.dtype = directory, split, dtype
-        self.offsets, self.lines = [0], [0]
+        self.offsets, self.lines, self.is_desirable = [0], [0], list[bool]()
         self.num_bytes = 0
         self.ids_file = (directory / f"{split}.pairs.{dtype.name}").open("wb")
         self.text_file = (directory / f"{split}.jsonl").open("wb")
 
-    def append(self, pair: Pair, text: PairText) -> None:
+    def append(self, pair: Pair, text: PairText, is_desirable: bool | None = None) -> None:
+        """Add a pair, or a vote with its label; a split has one or the other."""
+        if is_desirable is not None:
+            self.is_desirable.append(is_desirable)
         for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
             self.offsets.append(self.offsets[-1] + len(ids))
             self.ids_file.write(np.asarray(ids, dtype=self.dtype).tobytes())
@@ -63,6 +70,8 @@ class PairWriter:
         self.text_file.close()
         np.save(self.directory / f"{self.split}.offsets.npy", np.array(self.offsets, dtype=np.int64))
         np.save(self.directory / f"{self.split}.lines.npy", np.array(self.lines, dtype=np.int64))
+        if self.is_desirable:
+            np.save(self.directory / f"{self.split}.desirable.npy", np.array(self.is_desirable, dtype=np.bool_))
         return SplitCounts(num_documents=len(self.lines) - 1, num_tokens=self.offsets[-1], num_bytes=self.num_bytes)
 
 
@@ -75,6 +84,9 @@ class PreferencePairs:
         self._ids = memory_map(path)
         self._offsets: npt.NDArray[np.int64] = np.load(directory / f"{split}.offsets.npy", mmap_mode="r")
         self._lines: npt.NDArray[np.int64] = np.load(directory / f"{split}.lines.npy", mmap_mode="r")
+
+        labels = directory / f"{split}.desirable.npy"
+        self._is_desirable: npt.NDArray[np.bool_] | None = np.load(labels) if labels.exists() else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreferencePairs, (self.directory, self.split)  # a worker process maps the files itself
@@ -102,15 +114,20 @@ class PreferencePairs:
             file.seek(start)
             return PairText(**json.loads(file.read(stop - start)))
 
+    def is_desirable(self, index: int) -> bool | None:
+        """Whether the answer of a vote was found good; None where there are pairs."""
+        return None if self._is_desirable is None else bool(self._is_desirable[index])
+
     def longer_is_chosen_accuracy(self) -> float:
-        """Share of pairs that "the answer with more characters is better" gets right, equal lengths counted half.
+        """Share of pairs that "the answer with more characters is better" gets right, equal lengths counted half; of
+        votes, what "an answer is good if it has more characters than the median" does.
 
         A model below this has learnt nothing but length.
         """
-        points = 0.0
         with (self.directory / f"{self.split}.jsonl").open("rb") as file:
-            for line in file:
-                text = json.loads(line)
-                difference = len(text["chosen"]) - len(text["rejected"])
-                points += 0.5 if difference == 0 else float(difference > 0)
-        return points / len(self)
+            lengths = np.array([[len(text["chosen"]), len(text["rejected"])] for text in map(json.loads, file)])
+        if self._is_desirable is None:
+            sign = np.sign(lengths[:, 0] - lengths[:, 1])
+        else:
+            sign = np.sign(lengths[:, 0] - np.median(lengths[:, 0])) * np.where(self._is_desirable, 1, -1)
+        return float((sign + 1).mean() / 2)

@@ -25,7 +25,7 @@ def write_manifest(
     directory: Path,
     *,
     path: Path,
-    kind: Literal["text", "preferences"],
+    kind: Literal["text", "preferences", "chats"],
     parents: tuple[str, ...],
     tokenizer_sha256: str,
     content_sha256: str,

@@ -15,7 +15,7 @@ SOURCE = f"Python {'.'.join(map(str, sys.version_info[:3]))} documentation"
 LICENCE = "PSF-2.0"
 NOT_THE_LIBRARY = {"test", "tests", "idle_test", "__pycache__", "pydoc_data"}
 
-_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def topics() -> dict[str, str]:
@@ -37,11 +37,16 @@ def modules() -> Iterator[tuple[str, str]]:
 
     Tests and installed packages are left out. C modules have no source to parse and are left out too.
     """
-    for path, name in _module_files():
-        with warnings.catch_warnings(action="ignore"):  # invalid escapes in the library's own strings
-            tree = ast.parse(path.read_bytes())
+    for name, tree in module_trees():
         if text := "\n\n".join(sections(tree, name)):
             yield name, text
+
+
+def module_trees() -> Iterator[tuple[str, ast.Module]]:
+    """Dotted name and syntax tree of each standard module with a source, sorted by name."""
+    for path, name in _module_files():
+        with warnings.catch_warnings(action="ignore"):  # invalid escapes in the library's own strings
+            yield name, ast.parse(path.read_bytes())
 
 
 def fingerprint() -> str:
@@ -65,12 +70,18 @@ def _module_files() -> list[tuple[Path, str]]:
     return sorted(files, key=lambda file: file[1])
 
 
-def sections(node: _Documented, name: str) -> Iterator[str]:
+def sections(node: Documented, name: str) -> Iterator[str]:
     """`heading, empty line, docstring` of a node and of all inside it, in the order of the file."""
+    for inner, dotted, docstring in documented(node, name):
+        yield f"{_heading(inner, dotted)}\n\n{docstring}"
+
+
+def documented(node: Documented, name: str) -> Iterator[tuple[Documented, str, str]]:
+    """Node, dotted name and docstring of a node and of all inside it that have one, in the order of the file."""
     if docstring := ast.get_docstring(node):
-        yield f"{_heading(node, name)}\n\n{docstring}"
+        yield node, name, docstring
     for child in _documented_children(node):
-        yield from sections(child, f"{name}.{child.name}")
+        yield from documented(child, f"{name}.{child.name}")
 
 
 def _documented_children(node: ast.AST) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -82,12 +93,17 @@ def _documented_children(node: ast.AST) -> Iterator[ast.ClassDef | ast.FunctionD
             yield from _documented_children(child)
 
 
-def _heading(node: _Documented, name: str) -> str:
+def _heading(node: Documented, name: str) -> str:
     match node:
         case ast.Module():
             return f"module {name}"
         case ast.ClassDef():
             return f"class {name}"
         case ast.FunctionDef() | ast.AsyncFunctionDef():
-            returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-            return f"{name}({ast.unparse(node.args)}){returns}"
+            return call(node, name)
+
+
+def call(function: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> str:
+    """`name(arguments) -> what it returns`, as the source has it."""
+    returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
+    return f"{name}({ast.unparse(function.args)}){returns}"

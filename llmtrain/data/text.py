@@ -69,7 +69,7 @@ class TokenShards:
 
     def document(self, index: int) -> npt.NDArray[np.int64]:
         """[tokens] of one document, its end-of-text token included."""
-        return self._slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return self.tokens(int(self.offsets[index]), int(self.offsets[index + 1]))
 
     def num_rows(self, sequence_tokens: int) -> int:
         """Whole training rows."""
@@ -78,12 +78,12 @@ class TokenShards:
     def row(self, index: int, sequence_tokens: int) -> npt.NDArray[np.int64]:
         """[sequence_tokens + 1] tokens: neighbouring rows share one, so each token but the first is a target once."""
         assert 0 <= index < self.num_rows(sequence_tokens), f"row {index} of {self.num_rows(sequence_tokens)}"
-        return self._slice(index * sequence_tokens, (index + 1) * sequence_tokens + 1)
+        return self.tokens(index * sequence_tokens, (index + 1) * sequence_tokens + 1)
 
     def evaluation_rows(self, sequence_tokens: int) -> Iterator[npt.NDArray[np.int64]]:
         """All rows in order, the last one shorter where the tokens end: each token but the first is a target once."""
         for start in range(0, self.num_tokens - 1, sequence_tokens):
-            yield self._slice(start, min(start + sequence_tokens + 1, self.num_tokens))
+            yield self.tokens(start, min(start + sequence_tokens + 1, self.num_tokens))
 
     def token_counts(self, num_ids: int = 0) -> npt.NDArray[np.int64]:
         """[max(num_ids, largest id + 1)] how often each id occurs: what a unigram model knows."""
@@ -95,7 +95,8 @@ class TokenShards:
                 counts = more
         return counts
 
-    def _slice(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+    def tokens(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """[stop - start] tokens of the stream."""
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         parts = []
         for number in range(first, len(self._shards)):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from llmtrain.config.data import PreferenceFile
-from llmtrain.data.pair_ids import pair_ids, special_token_in
+from llmtrain.data.pair_ids import pair_ids
 from llmtrain.data.preference_files import read_pairs
 from llmtrain.data.preferences import Pair, PairText, PairWriter, PreferencePairs
-from llmtrain.data.tokenizer import load_tokenizer
+from llmtrain.data.tokenizer import load_tokenizer, special_token_in
 
 TEXTS = [PairText("ab", "long", "no", "f:1"), PairText("ü", "x", "yes", "f:2"), PairText("c", "12", "34", "f:3")]
 IDS = [([1, 2, 3], [4, 5], [6]), ([7], [8], [9, 10]), ([11, 12], [13], [14])]
@@ -112,5 +112,5 @@ def test_where_a_token_crosses_the_border_the_prompt_gives_up_its_end(tokenizer_
 
 def test_text_that_spells_a_special_token_is_found(tokenizer_dir: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_dir)
-    assert special_token_in(tokenizer, PairText("a", "b<|im_end|>", "c", "")) == "<|im_end|>"
-    assert special_token_in(tokenizer, PairText("a", "b<think>", "c", "")) is None
+    assert special_token_in(tokenizer, "b<|im_end|>") == "<|im_end|>"
+    assert special_token_in(tokenizer, "b<think>") is None

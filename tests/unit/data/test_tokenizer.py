@@ -61,8 +61,8 @@ def test_the_template_writes_what_qwen3s_writes(ours: Any, official: Any) -> Non
 
 
 def test_the_template_refuses_other_roles(ours: Any) -> None:
-    with pytest.raises(Exception, match="role 'tool' is none of system, user, assistant"):
-        ours.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
+    with pytest.raises(Exception, match="role 'critic' is none of system, user, assistant, tool"):
+        ours.apply_chat_template([{"role": "critic", "content": "x"}], tokenize=False)
 
 
 def test_the_official_tokenizer_gives_its_published_ids(official: Any) -> None:
