@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import Template, nodes
@@ -213,10 +214,8 @@ def _writing_loops(tree: nodes.Template) -> list[tuple[list[nodes.Node], nodes.F
 
 def _turns(marked: str) -> Iterator[tuple[str, str, Span]]:
     """Loop, role and span, in the text without marks, of what each round wrote."""
-    marks = list(TURN.finditer(marked))
     removed = 0
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+    for mark, following in pairwise(TURN.finditer(marked)):  # the last mark of all ends a loop
         removed += len(mark.group())
         if mark.group(1) is not None:
-            stop = following.start() if following else len(marked)
-            yield mark.group(1), mark.group(2), (mark.end() - removed, stop - removed)
+            yield mark.group(1), mark.group(2), (mark.end() - removed, following.start() - removed)

@@ -52,6 +52,9 @@ class PairVotes(PreferencePairs):
     def is_desirable(self, index: int) -> bool:
         return index % 2 == 0
 
+    def longer_is_chosen_accuracy(self) -> float:
+        return PreferencePairs(self.directory, self.split).longer_is_chosen_accuracy()
+
     def _pair(self, index: int) -> Pair:
         return PreferencePairs.__getitem__(self, index)
 
