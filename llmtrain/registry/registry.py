@@ -100,7 +100,10 @@ class Registry:
         raise UserError(f"{reference}: no such version in {self.outputs}; {hint}There are: {', '.join(labels)}")
 
     def latest(
-        self, shape_sha256: str, tokenizer_sha256: str, trainer: Literal["pretrain", "dpo"] = "pretrain"
+        self,
+        shape_sha256: str,
+        tokenizer_sha256: str,
+        trainer: Literal["pretrain", "sft", "dpo", "distill"] = "pretrain",
     ) -> ModelVersion | None:
         """The version, of any name, registered last with this shape, this tokenizer and this kind of training."""
         wanted = (shape_sha256, tokenizer_sha256, trainer)
