@@ -17,7 +17,7 @@ LENGTH_CORRELATION = 0.5
 LENGTH_ACCURACY_GAP = 0.1
 """Accuracy where the longer answer is chosen minus accuracy where the shorter one is."""
 KL_NATS_PER_TOKEN = 0.1
-"""k3 of answers whose tokens have become about a factor of 1.5 more, or less, likely."""
+"""k3 of answers whose tokens have become about a factor of 1.6 more, or less, likely."""
 
 
 def preference_diagnostics(policy: Answers, reference: LogProbs, margins: Tensor) -> dict[str, float]:

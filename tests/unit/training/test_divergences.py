@@ -98,6 +98,7 @@ def test_the_gradient_of_forward_kl_is_temperature_times_the_difference_of_proba
     assert student.grad is not None
     assert torch.allclose(student.grad, expected, atol=1e-14)
     assert teacher.grad is None
+    assert not top_k(teacher, 3, 1.0).log_probs.requires_grad
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
