@@ -1,10 +1,14 @@
+from functools import partial
+
 import pytest
 
 from llmtrain.training.schedule import due, learning_rate
 
+cosine = partial(learning_rate, schedule="cosine", decay_share=0.2)
+
 
 def rate(tokens: int) -> float:
-    return learning_rate(tokens, peak=1.0, warmup_tokens=100, total_tokens=1100, min_share=0.1)
+    return cosine(tokens, peak=1.0, warmup_tokens=100, total_tokens=1100, min_share=0.1)
 
 
 def test_learning_rate_rises_linearly_and_falls_by_half_a_cosine():
@@ -17,7 +21,7 @@ def test_learning_rate_rises_linearly_and_falls_by_half_a_cosine():
 
 
 def test_without_warmup_it_starts_at_the_peak():
-    assert learning_rate(0, peak=2.0, warmup_tokens=0, total_tokens=10, min_share=0.0) == 2.0
+    assert cosine(0, peak=2.0, warmup_tokens=0, total_tokens=10, min_share=0.0) == 2.0
 
 
 def wsd(tokens: int, warmup_tokens: int = 100, decay_share: float = 0.25) -> float:
