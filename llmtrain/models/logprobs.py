@@ -1,23 +1,27 @@
-"""Log-probabilities of given tokens, in chunks: the [batch, time, vocabulary] tensor of logits never exists.
+"""Log-probabilities of given tokens, in chunks: the [tokens, vocabulary] tensor of logits never exists.
 
-Of 16 rows of 1,024 tokens over Qwen3's 151,936 entries the fp32 logits alone would take 10 GB, twice in the backward
-pass; a chunk of 1,024 tokens takes 0.6 GB and is computed again for its gradient (as in Apple's cut cross-entropy,
-arXiv 2411.09009, in plain PyTorch).
+Of 16 rows of 1,024 tokens over Qwen3's 151,936 entries the fp32 logits alone would take 10 GB; a chunk of 1,024 tokens
+takes 0.6 GB. For training, llmtrain.models.head turns a chunk into its gradients as well.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from llmtrain.errors import UnsupportedModel
+from llmtrain.models.attention import generating, kernel_of, mask_arguments
+from llmtrain.models.packed import Packed, document, pack
 
 
-def hidden_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """[batch, time] token ids -> [batch, time, hidden], after the last norm. Rows are padded on the right, if at all:
-    under causal attention no token sees what follows it, so padding needs no mask."""
-    hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return hidden
+def hidden_states(model: PreTrainedModel, packed: Packed) -> Tensor:
+    """[targets, width]: the hidden states, after the last norm, that predict the targets of a packed row."""
+    hidden: Tensor = model.base_model(
+        input_ids=packed.ids[None],
+        position_ids=packed.positions[None],
+        use_cache=False,
+        **mask_arguments(kernel_of(model), packed),
+    ).last_hidden_state
+    return hidden[0].index_select(0, packed.predictors)
 
 
 def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
@@ -26,31 +30,30 @@ def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
 
 
 def token_log_probs(hidden: Tensor, output: nn.Linear, targets: Tensor, chunk_tokens: int) -> Tensor:
-    """ln p(target | hidden) for each token, fp32, or fp64 for an fp64 `hidden`.
+    """ln p(target | hidden) for each target, fp32, or fp64 for an fp64 `hidden`; without gradients.
 
-    hidden [n, hidden], targets [n] -> [n]. Differentiable in `hidden` and in the output layer's weight; at most
-    `chunk_tokens` rows of logits exist at a time, in the forward and in the backward pass.
+    hidden [targets, width], targets [targets] -> [targets]. At most `chunk_tokens` rows of logits exist at a time.
     """
     num_chunks = max(1, -(-len(hidden) // chunk_tokens))
-    chunks = [  # of equal size: products of one to three rows with a large vocabulary lose a digit in fp32
-        checkpoint(_chunk_log_probs, part, output.weight, ids, use_reentrant=False, preserve_rng_state=False)
-        for part, ids in zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True)
-    ]
-    return torch.cat(chunks)
+    found = []  # of equal size: products of one to three rows with a large vocabulary lose a digit in fp32
+    for part, ids in zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True):
+        found.append(log_softmax_(output(part)).gather(1, ids[:, None]).squeeze(1))
+    return torch.cat(found)
 
 
-def _chunk_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    logits = hidden @ weight.T
+def log_softmax_(logits: Tensor) -> Tensor:
+    """log-softmax over the last dimension, in at least fp32; in the memory of `logits` where that has the type."""
     logits = logits.to(at_least_fp32(logits.dtype))
-    return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(dim=1)
+    return torch.log_softmax(logits, dim=-1, out=logits)
 
 
 @torch.no_grad()
 def check_log_probs(model: PreTrainedModel, tolerance: float = 1e-4) -> None:
-    """Raises UnsupportedModel where the chunked log-probabilities differ from the model's own logits.
+    """Raises UnsupportedModel where log-probabilities of packed rows differ from the model's own logits.
 
-    Compared on one row, fp32, by the largest absolute difference. Architectures that scale or cap their logits, add a
-    bias to them, or put something between the last hidden state and the output layer are found here.
+    Compared on two documents in one row, fp32, by the largest absolute difference. Architectures that scale or cap their
+    logits, add a bias to them, put something between the last hidden state and the output layer, or look across the
+    borders of documents are found here.
     """
     name = type(model).__name__
     output = model.get_output_embeddings()
@@ -60,12 +63,17 @@ def check_log_probs(model: PreTrainedModel, tolerance: float = 1e-4) -> None:
         )
     training, vocab_size = model.training, output.weight.shape[0]
     model.eval()
-    ids = (torch.arange(33, device=output.weight.device) * 7919 % vocab_size)[None]
-    ours = token_log_probs(hidden_states(model, ids)[0, :-1], output, ids[0, 1:], chunk_tokens=8)
-    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    theirs = logits.log_softmax(dim=1).gather(1, ids[0, 1:, None]).squeeze(1)
+    ids = torch.arange(40) * 7919 % vocab_size
+    documents = [ids[:23], ids[23:]]
+    packed = pack([document(part.numpy()) for part in documents]).to(output.weight.device)
+    ours = token_log_probs(hidden_states(model, packed), output, packed.targets, chunk_tokens=8)
+    theirs = []
+    with generating(model):
+        for part in documents:
+            logits = model(input_ids=part[None].to(output.weight.device), use_cache=False).logits[0, :-1].float()
+            theirs.append(logits.log_softmax(dim=1).gather(1, part[1:, None].to(logits.device)).squeeze(1))
     model.train(training)
-    difference = (ours - theirs).abs().max().item()
+    difference = (ours - torch.cat(theirs)).abs().max().item()
     if not difference <= tolerance:
         raise UnsupportedModel(
             f"{name}: log-probabilities from hidden states differ from the model's own logits by {difference:.1e} "

@@ -1,13 +1,18 @@
 """What this machine can do: resolved once, before the config is frozen."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
 
 from llmtrain.config.infra import Infra
-from llmtrain.errors import UserError
+from llmtrain.errors import UnsupportedModel, UserError
+from llmtrain.models.attention import Kernel
 
 
 def resolve(infra: Infra) -> Infra:
@@ -33,6 +38,53 @@ def apply(infra: Infra) -> None:
     if infra.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(infra.deterministic)
+
+
+def attention_kernel(infra: Infra) -> Kernel:
+    """The kernel of packed rows that `infra.attention` means on this machine."""
+    if infra.attention != "auto":
+        return infra.attention
+    return "flex" if infra.accelerator == "cuda" else "segments"
+
+
+def prepare(model: PreTrainedModel, infra: Infra) -> None:
+    """Recompute activations and compile, block by block, as `infra` says; names and weights stay as they are."""
+    for block in blocks(model):
+        match infra.activation_checkpointing:
+            case "none":
+                pass
+            case "selective":
+                contexts = partial(create_selective_checkpoint_contexts, EXPENSIVE)
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+            case "full":
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if infra.compile:
+            block.compile(dynamic=False)
+
+
+def blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder blocks. Raises UnsupportedModel where the network does not name them as transformers' models do."""
+    wanted = set(model._no_split_modules or ())
+    found = [module for module in model.modules() if type(module).__name__ in wanted]
+    if not found:
+        raise UnsupportedModel(
+            f"{type(model).__name__} does not say which of its modules are blocks; set infra.compile=false and "
+            f"infra.activation_checkpointing=none"
+        )
+    return found
+
+
+EXPENSIVE = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.higher_order.flex_attention,
+]
+"""What selective checkpointing keeps: matrix products and attention; the rest is cheap to compute again."""
 
 
 def autocast(infra: Infra) -> torch.autocast:

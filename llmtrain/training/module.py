@@ -16,23 +16,22 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from llmtrain.config.infra import Infra
-from llmtrain.config.trainer import DPOTrainer, PretrainTrainer
+from llmtrain.config.trainer import DPOTrainer, Trainer
 from llmtrain.errors import NonFiniteLoss
-from llmtrain.models.logprobs import hidden_states, token_log_probs
-from llmtrain.training.batches import PairRows, StepBatch, TextRows
+from llmtrain.models.head import chunks_of, loss_of_sums, loss_of_tokens
+from llmtrain.models.logprobs import hidden_states
+from llmtrain.training.batches import AnswerLogProbs, MicroBatch, StepBatch
 from llmtrain.training.device import autocast
-from llmtrain.training.evaluation import answer_log_probs
-from llmtrain.training.losses import cross_entropy, dpo_sigmoid
-from llmtrain.training.optim import adamw
+from llmtrain.training.evaluation import answer_sums
+from llmtrain.training.optim import optimizer_of
+from llmtrain.training.preference_losses import Answers, StepFacts, kl_baseline, kto_loss, preference_loss
 from llmtrain.training.schedule import learning_rate
 
 
 class TokenClock(lightning.LightningModule):
     """A model trained step by step; `tokens` trained on so far are its clock."""
 
-    def __init__(
-        self, model: PreTrainedModel, trainer: PretrainTrainer | DPOTrainer, infra: Infra, total_tokens: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, trainer: Trainer, infra: Infra, total_tokens: int) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model, self.settings, self.infra, self.total_tokens = model, trainer, infra, total_tokens
@@ -42,11 +41,14 @@ class TokenClock(lightning.LightningModule):
         self._random_state: dict[str, Any] | None = None
 
     @abstractmethod
-    def loss(self, rows: Any, num_units: int) -> Tensor:
+    def loss(self, micro_batch: MicroBatch, step: StepBatch) -> Tensor:
         """A micro-batch's share of the step's loss: the shares of a step add up to its loss."""
 
+    def before_losses(self, step: StepBatch) -> None:
+        """What `loss` needs to know of the whole step; without gradients."""
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return adamw(self.model, self.settings)
+        return optimizer_of(self.model, self.settings, self.infra.accelerator)
 
     def on_train_batch_start(self, batch: StepBatch, batch_idx: int) -> None:
         if self._random_state is not None:  # not at load: what Lightning does in between may draw
@@ -63,21 +65,25 @@ class TokenClock(lightning.LightningModule):
             warmup_tokens=self.settings.warmup_tokens,
             total_tokens=self.total_tokens,
             min_share=self.settings.min_lr_share,
+            schedule=self.settings.schedule,
+            decay_share=self.settings.decay_share,
         )
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        total = 0.0
-        for rows in batch.micro_batches:
+        self.before_losses(batch)
+        total = torch.zeros((), device=self.device)
+        for micro_batch in batch.micro_batches:
             with autocast(self.infra):
-                loss = self.loss(rows, batch.num_units)
+                loss = self.loss(micro_batch, batch)
             self.manual_backward(loss)
-            total += loss.item()
-        grad_norm = clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm).item()
+            total = total + loss.detach()
+        norm = clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        loss_value, grad_norm = total.item(), norm.item()
 
-        if not (np.isfinite(total) and np.isfinite(grad_norm)):
+        if not (np.isfinite(loss_value) and np.isfinite(grad_norm)):
             raise NonFiniteLoss(
-                f"step {self.step + 1}, {tokens:,} tokens: loss {total}, gradient norm {grad_norm}, lr {lr:.1e}. "
+                f"step {self.step + 1}, {tokens:,} tokens: loss {loss_value}, gradient norm {grad_norm}, lr {lr:.1e}. "
                 f"The weights before this step are intact. Lower trainer.lr (now {self.settings.lr:g}) or "
                 f"trainer.max_grad_norm, raise trainer.warmup_tokens, or look at the data of this step"
             )
@@ -85,7 +91,7 @@ class TokenClock(lightning.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens = tokens
-        self.figures = {"loss": total, "lr": lr, "grad_norm": grad_norm}
+        self.figures = {"loss": loss_value, "lr": lr, "grad_norm": grad_norm}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         del checkpoint["loops"]  # our own clock and a loader that begins at our step replace Lightning's counters
@@ -98,29 +104,72 @@ class TokenClock(lightning.LightningModule):
         self._random_state = checkpoint["random_state"]
 
 
-class Pretraining(TokenClock):
-    """Next-token cross-entropy."""
+class CrossEntropy(TokenClock):
+    """Cross-entropy of the targets: next tokens of text (pretraining), the assistant's tokens of chats (SFT).
 
-    def loss(self, rows: TextRows, num_units: int) -> Tensor:
-        hidden = hidden_states(self.model, rows.ids[:, :-1]).flatten(0, 1)
-        targets = rows.ids[:, 1:].flatten()
-        log_probs = token_log_probs(hidden, self.model.get_output_embeddings(), targets, self.infra.loss_chunk_tokens)
-        return cross_entropy(log_probs, num_units)
+    Fine-tuning does without dropout: a loaded model is in evaluation mode, and stays so.
+    """
+
+    def loss(self, micro_batch: MicroBatch, step: StepBatch) -> Tensor:
+        packed = micro_batch.packed
+        hidden, weight = hidden_states(self.model, packed), self.model.get_output_embeddings().weight
+        return loss_of_tokens(hidden, weight, packed.targets, 1 / step.num_units, self.infra.loss_chunk_tokens)
 
 
 class DirectPreference(TokenClock):
-    """DPO against a reference whose log-probabilities come with the batch.
+    """DPO and its family, against a reference whose log-probabilities come with the batch.
 
     Dropout stays off: a loaded model is in evaluation mode, and training starts at its reference, loss ln 2.
     """
 
     settings: DPOTrainer
 
-    def loss(self, rows: PairRows, num_units: int) -> Tensor:
-        policy = answer_log_probs(self.model, rows, self.infra.loss_chunk_tokens)
-        (chosen, rejected), (reference_chosen, reference_rejected) = policy.chunk(2), rows.reference.chunk(2)
-        found = dpo_sigmoid(chosen, rejected, reference_chosen, reference_rejected, self.settings.beta)
-        return found.losses.sum() / num_units
+    def loss(self, micro_batch: MicroBatch, step: StepBatch) -> Tensor:
+        packed = micro_batch.packed
+        counts = torch.bincount(packed.owners, minlength=packed.num_owners)
+        facts = StepFacts(mean_chosen_tokens=step.num_chosen_tokens / step.num_units, kl_baseline=None)
+
+        def of_sums(sums: Tensor, owners: slice) -> Tensor:
+            policy = Answers(sums[0::2], sums[1::2], counts[owners][0::2], counts[owners][1::2])
+            reference = micro_batch.reference[owners]
+            found = preference_loss(self.settings, policy, AnswerLogProbs(reference[0::2], reference[1::2]), facts)
+            return found.losses.sum() / step.num_units
+
+        chunk_tokens, weight = self.infra.loss_chunk_tokens, self.model.get_output_embeddings().weight
+        chunks = chunks_of(packed.owners, packed.num_owners, 2, chunk_tokens)
+        hidden = hidden_states(self.model, packed)
+        return loss_of_sums(hidden, weight, packed.targets, packed.owners, chunks, of_sums, chunk_tokens)
+
+
+class Votes(TokenClock):
+    """KTO: single answers, desirable or not, against the step's KL baseline."""
+
+    settings: DPOTrainer
+
+    @torch.no_grad()
+    def before_losses(self, step: StepBatch) -> None:
+        """The baseline, from answers to other prompts under the policy as this step finds it."""
+        policy, reference = [], []
+        for micro_batch in step.micro_batches:
+            assert micro_batch.mismatched is not None
+            assert micro_batch.mismatched_reference is not None
+            with autocast(self.infra):
+                policy.append(answer_sums(self.model, micro_batch.mismatched, self.infra.loss_chunk_tokens))
+            reference.append(micro_batch.mismatched_reference)
+        self.kl_baseline = kl_baseline(torch.cat(policy), torch.cat(reference))
+
+    def loss(self, micro_batch: MicroBatch, step: StepBatch) -> Tensor:
+        packed, settings = micro_batch.packed, self.settings
+        weights = settings.desirable_weight, settings.undesirable_weight
+
+        def of_sums(sums: Tensor, owners: slice) -> Tensor:
+            ratios, desirable = sums - micro_batch.reference[owners], micro_batch.is_desirable[owners]
+            return kto_loss(ratios, desirable, self.kl_baseline, settings.beta, *weights).sum() / step.num_units
+
+        chunk_tokens, weight = self.infra.loss_chunk_tokens, self.model.get_output_embeddings().weight
+        chunks = chunks_of(packed.owners, packed.num_owners, 1, chunk_tokens)
+        hidden = hidden_states(self.model, packed)
+        return loss_of_sums(hidden, weight, packed.targets, packed.owners, chunks, of_sums, chunk_tokens)
 
 
 def _random_state() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -33,15 +34,17 @@ def reference_log_probs(
     *,
     weights_sha256: str,
     pairs_sha256: str,
+    form: list[Any],
     infra: Infra,
     outputs: Path,
     progress: Callable[[int], None],
 ) -> dict[str, AnswerLogProbs]:
     """For each split, the answers' log-probabilities under `model`; from the store where it has them.
 
+    `form` says what else than the pairs themselves decides what is scored; empty for pairs as they are.
     What the store holds is compared with `model` on a few pairs of each split; where they differ, it is computed anew.
     """
-    key = content_hash([weights_sha256, pairs_sha256, infra.precision])[:16]
+    key = content_hash([weights_sha256, pairs_sha256, infra.precision, *form])[:16]
     directory = outputs / "reference" / key
     if directory.exists():
         stored = _read(directory)

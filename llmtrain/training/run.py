@@ -26,14 +26,14 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from llmtrain.artifacts import ModelVersion, TrainedModel
 from llmtrain.config.frozen import FrozenRun
 from llmtrain.config.root import TrainConfig
-from llmtrain.config.trainer import DPOTrainer, PretrainTrainer
+from llmtrain.config.trainer import DistillTrainer, DPOTrainer, PretrainTrainer, SFTTrainer
 from llmtrain.data.prepared import verify
 from llmtrain.errors import IntegrityError, Interrupted, NonFiniteLoss, TryAgain
 from llmtrain.files import write_whole
 from llmtrain.journal import Journal
-from llmtrain.models import directory as model_directory
-from llmtrain.models.build import build
+from llmtrain.models import attention
 from llmtrain.models.logprobs import check_log_probs
+from llmtrain.models.start import starting_network
 from llmtrain.registry.registry import Registry
 from llmtrain.telemetry.curves import plot_curves
 from llmtrain.telemetry.metrics import MetricsFile
@@ -86,20 +86,29 @@ def _run(
     checkpoint = checkpoints.newest(directory / "checkpoints")
     say(f"run {directory}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
     with stopwatch.phase("preparing"):
-        for manifest in filter(None, (inputs.text, inputs.pairs)):
+        for manifest in inputs.manifests:
             verify(manifest, outputs)
     journal.append("run.continued" if checkpoint else "run.started", run_id=frozen.run_id, config_sha256=frozen.sha256)
 
     lightning.seed_everything(config.trainer.seed, verbose=False)
-    model = model_directory.load(inputs.parent.directory) if inputs.parent else build(config.model)
-    check_log_probs(model)
+    model = starting_network(config, inputs.parent.directory if inputs.parent else None)
     model.to(config.infra.accelerator)  # baselines and the reference are computed there too
+    kernel = device.attention_kernel(config.infra)
+    say(f"attention by {kernel}, {config.infra.precision}, on {config.infra.accelerator}")
+    attention.use(model, kernel)
+    check_log_probs(model)
     match config.trainer:
         case PretrainTrainer() as settings:
-            task = tasks.pretraining(model, settings, config.infra, inputs, outputs)
+            task = tasks.pretraining(model, settings, config, inputs, outputs)
+        case SFTTrainer() as settings:
+            task = tasks.supervised(model, settings, config, inputs, outputs)
         case DPOTrainer() as settings:
             with stopwatch.phase("reference"):
-                task = tasks.preference(model, settings, config.infra, inputs, outputs, directory)
+                task = tasks.preference(model, settings, config, inputs, outputs, directory)
+        case DistillTrainer() as settings:
+            with stopwatch.phase("teacher"):
+                task = tasks.distillation(model, settings, config, inputs, outputs)
+    device.prepare(model, config.infra)
     with stopwatch.phase("baselines"):
         baselines = _once(directory / "baselines.json", task.baselines)
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
@@ -127,7 +136,7 @@ def _run(
         if bad := [name for name, value in figures.items() if not math.isfinite(value)]:
             raise NonFiniteLoss(f"{directory}: {', '.join(bad)} not finite at the end; lower trainer.lr")
         with stopwatch.phase("export"):
-            trained = export(frozen, task, inputs, outputs, directory, figures)
+            trained = export(frozen, task.module.model, inputs, outputs, directory, figures, task.module.tokens)
         plot_curves(directory / "metrics.jsonl", directory / "curves.png", _chance(config, baselines))
         tracker.log(task.module.step + 1, figures)
         version = Registry(outputs).register(config.name, trained, tracker_run_id=tracker.tracker_run_id)
@@ -216,15 +225,18 @@ def _fit(
 
 
 def _warn_if_language_suffered(config: TrainConfig, figures: dict[str, float], say: Say) -> None:
-    if not isinstance(config.trainer, DPOTrainer):
-        return
-    rise = figures["test/heldout_loss"] / figures["base/heldout_loss"] - 1
-    if rise > config.trainer.heldout_loss_warning_share:
-        say(
-            f"warning: the held-out language loss rose by {rise:.1%}: the model prefers better and speaks worse; "
-            f"lower trainer.lr or trainer.epochs, or raise trainer.beta"
-        )
-    if figures["test/chosen_logp_change"] < 0:
+    match config.trainer:
+        case SFTTrainer() | DPOTrainer() as trainer:
+            rise = figures["test/heldout_loss"] / figures["base/heldout_loss"] - 1
+            if rise > trainer.heldout_loss_warning_share:
+                advice = ", or raise trainer.beta" if isinstance(trainer, DPOTrainer) else ""
+                say(
+                    f"warning: the held-out language loss rose by {rise:.1%}: the model does what it was shown better "
+                    f"and speaks worse; lower trainer.lr or trainer.epochs{advice}"
+                )
+        case _:
+            return
+    if figures.get("test/chosen_logp_change", 0.0) < 0:
         say(
             f"note: the chosen answers became less likely too ({figures['test/chosen_logp_change']:+.1f} nats an "
             f"answer), only less so than the rejected ones"
@@ -233,9 +245,15 @@ def _warn_if_language_suffered(config: TrainConfig, figures: dict[str, float], s
 
 def _chance(config: TrainConfig, baselines: dict[str, float]) -> dict[str, float]:
     """The loss of a model that has learnt nothing, by the name that the curves show."""
-    if isinstance(config.trainer, DPOTrainer):
-        return {"policy = reference": math.log(2)}
-    return {"unigram model": baselines["unigram/loss"]}
+    match config.trainer:
+        case DPOTrainer(loss="sigmoid"):
+            return {"policy = reference": math.log(2)}
+        case DPOTrainer():
+            return {}
+        case SFTTrainer():
+            return {"before": baselines["base/loss"]}
+        case _:
+            return {"unigram model": baselines["unigram/loss"]}
 
 
 def _directory(outputs: Path, frozen: FrozenRun) -> Path:

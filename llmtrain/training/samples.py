@@ -3,7 +3,7 @@
 The choice of tokens draws from a generator of its own, so that a run with samples computes what one without computes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from llmtrain.config.infra import Infra
 from llmtrain.data.preferences import PreferencePairs
 from llmtrain.data.text import Ids, TokenShards
+from llmtrain.models.attention import generating
 from llmtrain.training.evaluation import evaluating
 
 NUM_PROMPTS = 4
@@ -31,8 +32,13 @@ def text_prompts(shards: TokenShards) -> list[Ids]:
 
 def pair_prompts(pairs: PreferencePairs) -> list[Ids]:
     """Different prompts, spread over the pairs of a split."""
-    prompts = {tuple(ids.tolist()): ids for ids in (pairs[index].prompt_ids for index in _spread(len(pairs)))}
-    return [prompt for prompt in prompts.values() if len(prompt)]
+    return spread_prompts(len(pairs), lambda index: pairs[index].prompt_ids)
+
+
+def spread_prompts(number: int, prompt: Callable[[int], Ids]) -> list[Ids]:
+    """The different prompts among some, spread over a split of `number`."""
+    prompts = {tuple(ids.tolist()): ids for ids in (prompt(index) for index in _spread(number))}
+    return [ids for ids in prompts.values() if len(ids)]
 
 
 @torch.no_grad()
@@ -56,7 +62,7 @@ def continuations(
         mask[row, length - len(prompt) :] = 1
     generator = torch.Generator().manual_seed(seed)
     cache, written = None, []
-    with evaluating(model, infra):
+    with evaluating(model, infra), generating(model):
         for _ in range(num_tokens):
             output = model(
                 input_ids=ids,

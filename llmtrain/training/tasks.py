@@ -7,19 +7,31 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
+from llmtrain.config.adapter import Adapter, NoAdapter
 from llmtrain.config.infra import Infra
-from llmtrain.config.trainer import DPOTrainer, PretrainTrainer
+from llmtrain.config.root import TrainConfig
+from llmtrain.config.trainer import DPOTrainer, PretrainTrainer, SFTTrainer, Trainer
+from llmtrain.data.chats import ChatRows
 from llmtrain.data.preferences import PreferencePairs
 from llmtrain.data.text import Ids, TokenShards
+from llmtrain.data.votes import votes
+from llmtrain.models.adapter import attach
 from llmtrain.report.records import Margins
 from llmtrain.telemetry.progress import Progress
-from llmtrain.training.batches import PairSteps, TextSteps
-from llmtrain.training.evaluation import language_loss, preference_figures, score_pairs, unigram_baseline
+from llmtrain.training.batches import ChatSteps, PairSteps, Steps, TextSteps
+from llmtrain.training.evaluation import (
+    chat_loss,
+    language_loss,
+    preference_figures,
+    score_pairs,
+    unigram_baseline,
+    vote_figures,
+)
 from llmtrain.training.losses import accuracy
-from llmtrain.training.module import DirectPreference, Pretraining, TokenClock
+from llmtrain.training.module import CrossEntropy, DirectPreference, TokenClock, Votes
 from llmtrain.training.reference import reference_log_probs
 from llmtrain.training.resolve import Inputs
-from llmtrain.training.samples import pair_prompts, text_prompts
+from llmtrain.training.samples import pair_prompts, spread_prompts, text_prompts
 
 Figures = dict[str, float]
 Heldout = Literal["validation", "test"]
@@ -30,77 +42,135 @@ class Task:
     """One kind of training, ready to start."""
 
     module: TokenClock
-    steps: TextSteps | PairSteps
+    steps: Steps
     evaluate: Callable[[Heldout], Figures]
-    """The figures of a split under the module's present weights."""
+    """The figures of a split under the module's present weights; `loss` chooses the best checkpoint."""
     baselines: Callable[[], Figures]
     """What the last figures are held against, on the test split; to be called before training."""
     prompts: list[Ids]
     """Held-out text for the model to continue."""
 
 
-def pretraining(model: PreTrainedModel, trainer: PretrainTrainer, infra: Infra, inputs: Inputs, outputs: Path) -> Task:
+def pretraining(
+    model: PreTrainedModel, trainer: PretrainTrainer, config: TrainConfig, inputs: Inputs, outputs: Path
+) -> Task:
     """Next-token prediction, judged by held-out loss, held against a unigram model."""
-    directory = outputs / inputs.text.path
+    infra, text = config.infra, inputs.text
+    directory = outputs / text.path
     shards = {split: TokenShards(directory, split) for split in ("train", "validation", "test")}
-    steps = TextSteps(shards["train"], trainer, infra.micro_batch_tokens)
-    module = Pretraining(model, trainer, infra, total_tokens=steps.tokens_before(len(steps)))
+    steps = TextSteps(shards["train"], trainer, trainer.budget_tokens, trainer.packing, infra)
+    _with_adapter(model, config.adapter)
+    module = CrossEntropy(model, trainer, infra, total_tokens=steps.tokens_before(len(steps)))
 
     def evaluate(split: Heldout) -> Figures:
-        return language_loss(model, shards[split], inputs.text.splits[split], trainer.sequence_tokens, infra)
+        return language_loss(model, shards[split], text.splits[split], trainer.sequence_tokens, infra)
 
     def baselines() -> Figures:
-        found = unigram_baseline(shards["train"], shards["test"], inputs.text.splits["test"], model.config.vocab_size)
+        found = unigram_baseline(shards["train"], shards["test"], text.splits["test"], model.config.vocab_size)
         return {f"unigram/{name}": value for name, value in found.items()}
 
     return Task(module, steps, evaluate, baselines, text_prompts(shards["validation"]))
 
 
+def supervised(model: PreTrainedModel, trainer: SFTTrainer, config: TrainConfig, inputs: Inputs, outputs: Path) -> Task:
+    """Fine-tuning on chats, judged by the loss on held-out answers and by what it cost in language."""
+    assert inputs.chats is not None
+    infra = config.infra
+    chats = {split: ChatRows(outputs / inputs.chats.path, split) for split in ("train", "validation", "test")}
+    heldout = _heldout_text(model, trainer, infra, inputs, outputs)
+    steps = ChatSteps(chats["train"], trainer, infra)
+    _with_adapter(model, config.adapter)
+    module = CrossEntropy(model, trainer, infra, total_tokens=steps.tokens_before(len(steps)))
+
+    def evaluate(split: Heldout) -> Figures:
+        return chat_loss(model, chats[split], infra) | heldout(split)
+
+    def baselines() -> Figures:
+        return {f"base/{name}": value for name, value in evaluate("test").items()}
+
+    prompts = spread_prompts(len(chats["validation"]), chats["validation"].prompt_ids)
+    return Task(module, steps, evaluate, baselines, prompts)
+
+
 def preference(
-    model: PreTrainedModel, trainer: DPOTrainer, infra: Infra, inputs: Inputs, outputs: Path, directory: Path
+    model: PreTrainedModel,
+    trainer: DPOTrainer,
+    config: TrainConfig,
+    inputs: Inputs,
+    outputs: Path,
+    directory: Path,
 ) -> Task:
-    """DPO from `model`, which is the reference too; judged by held-out pairs and by what it cost in language.
+    """DPO, or another of its family, from `model`, which is the reference too; judged by held-out pairs and by what it
+    cost in language.
 
     Each evaluation leaves the margin of every pair in the run's `directory`, as margins.json.
     """
     assert inputs.pairs is not None
     assert inputs.parent is not None
-    splits = {split: PreferencePairs(outputs / inputs.pairs.path, split) for split in ("train", "validation", "test")}
-    text = {split: TokenShards(outputs / inputs.text.path, split) for split in ("validation", "test")}
+    infra, prepared = config.infra, outputs / inputs.pairs.path
+
+    def of_split(split: str) -> PreferencePairs:
+        if trainer.loss == "kto":
+            return votes(prepared, split, trainer.sequence_tokens)
+        return PreferencePairs(prepared, split)
+
+    splits = {split: of_split(split) for split in ("train", "validation", "test")}
     num_tokens = sum(pairs.num_tokens(index) for pairs in splits.values() for index in range(len(pairs)))
     progress = Progress(num_tokens, "reference")
     reference = reference_log_probs(
         model,
         splits,
-        weights_sha256=inputs.parent.model.weights_sha256,
+        weights_sha256=inputs.parent.weights_sha256,
         pairs_sha256=inputs.pairs.content_sha256,
+        form=[trainer.loss, trainer.sequence_tokens] if trainer.loss == "kto" else [],
         infra=infra,
         outputs=outputs,
         progress=progress.update,
     )
     progress.done()
-    steps = PairSteps(splits["train"], reference["train"], trainer, infra.micro_batch_tokens)
-    module = DirectPreference(model, trainer, infra, total_tokens=steps.tokens_before(len(steps)))
+    steps = PairSteps(splits["train"], reference["train"], trainer, infra)
+    heldout = _heldout_text(model, trainer, infra, inputs, outputs)
+    _with_adapter(model, config.adapter)
+    module_class = Votes if trainer.loss == "kto" else DirectPreference
+    module = module_class(model, trainer, infra, total_tokens=steps.tokens_before(len(steps)))
 
-    def heldout(split: str) -> Figures:
+    def evaluate(split: Heldout) -> Figures:
+        pairs, known = splits[split], reference[split]
+        policy = score_pairs(model, pairs, list(range(len(pairs))), infra)
+        if trainer.loss == "kto":
+            return vote_figures(policy, known, pairs, trainer) | heldout(split)
+        before, after = (scores.chosen - scores.rejected for scores in (known, policy))
+        margins = Margins(split=split, beta=trainer.beta, before=tuple(before.tolist()), after=tuple(after.tolist()))
+        margins.write(directory / "margins.json")
+        return preference_figures(policy, known, pairs, trainer) | heldout(split)
+
+    def baselines() -> Figures:
+        figures = {f"base/{name}": value for name, value in heldout("test").items()}
+        if trainer.loss == "kto":
+            return figures
+        share, standard_error = accuracy(reference["test"].chosen - reference["test"].rejected)
+        longer = splits["test"].longer_is_chosen_accuracy()
+        return {"base/accuracy": share, "base/accuracy_se": standard_error, "longer/accuracy": longer} | figures
+
+    return Task(module, steps, evaluate, baselines, pair_prompts(splits["validation"]))
+
+
+def _heldout_text(
+    model: PreTrainedModel, trainer: Trainer, infra: Infra, inputs: Inputs, outputs: Path
+) -> Callable[[str], Figures]:
+    """The language loss of a split of the corpus: what tuning may cost."""
+    text = {split: TokenShards(outputs / inputs.text.path, split) for split in ("validation", "test")}
+
+    def measure(split: str) -> Figures:
         found = language_loss(model, text[split], inputs.text.splits[split], trainer.sequence_tokens, infra)
         return {f"heldout_{name}": value for name, value in found.items()}
 
-    def evaluate(split: Heldout) -> Figures:
-        policy = score_pairs(model, splits[split], list(range(len(splits[split]))), infra)
-        before, after = (scores.chosen - scores.rejected for scores in (reference[split], policy))
-        margins = Margins(split=split, beta=trainer.beta, before=tuple(before.tolist()), after=tuple(after.tolist()))
-        margins.write(directory / "margins.json")
-        return preference_figures(policy, reference[split], trainer.beta) | heldout(split)
+    return measure
 
-    def baselines() -> Figures:
-        scores = reference["test"].chosen - reference["test"].rejected
-        share, standard_error = accuracy(scores)
-        return {
-            "base/accuracy": share,
-            "base/accuracy_se": standard_error,
-            "longer/accuracy": splits["test"].longer_is_chosen_accuracy(),
-            **{f"base/{name}": value for name, value in heldout("test").items()},
-        }
 
-    return Task(module, steps, evaluate, baselines, pair_prompts(splits["validation"]))
+def _with_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
+    match adapter:
+        case NoAdapter():
+            return
+        case _:
+            attach(model, adapter)

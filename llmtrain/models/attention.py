@@ -1,0 +1,151 @@
+"""Attention within packed rows, under three kernels that compute the same.
+
+`segments` runs SDPA on each segment alone (equal shapes together): no work for what is masked, any device.
+`sdpa` runs SDPA on the whole row under a dense mask: the plain form, which the others are tested against.
+`flex` runs FlexAttention (arXiv 2412.05496) under a block mask: blocks that are masked whole are skipped. CUDA.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from llmtrain.models.packed import Packed
+
+Kernel = Literal["segments", "sdpa", "flex"]
+IMPLEMENTATION: dict[Kernel, str] = {"segments": "llmtrain_segments", "sdpa": "sdpa", "flex": "flex_attention"}
+"""The kernels' names in transformers."""
+
+
+def use(model: PreTrainedModel, kernel: Kernel) -> None:
+    """Let `model` run packed rows by `kernel`, until `generating` or another call. Other rows run as ever."""
+    model.set_attn_implementation(IMPLEMENTATION[kernel])
+
+
+def kernel_of(model: PreTrainedModel) -> Kernel:
+    """The kernel that `use` chose."""
+    name = model.config._attn_implementation
+    return next((kernel for kernel, implementation in IMPLEMENTATION.items() if implementation == name), "sdpa")
+
+
+@contextmanager
+def generating(model: PreTrainedModel) -> Iterator[None]:
+    """transformers' own SDPA, for rows that grow token by token: FlexAttention would be compiled for each length. Not
+    around a forward pass whose activations are computed again outside."""
+    kernel = kernel_of(model)
+    use(model, "sdpa")
+    try:
+        yield
+    finally:
+        use(model, kernel)
+
+
+def mask_arguments(kernel: Kernel, packed: Packed) -> dict[str, Any]:
+    """What `model.base_model` needs besides ids and positions, to keep attention within the segments of `packed`."""
+    match kernel:
+        case "segments":
+            no_mask = packed.ids.new_empty((1, 1, 1, 1))  # transformers makes none where it is given one
+            return {"segments": by_shape(packed.segments), "attention_mask": no_mask}
+        case "sdpa":
+            return {"attention_mask": dense_mask(packed)[None, None]}
+        case "flex":
+            return {"attention_mask": block_mask(packed)}
+
+
+def dense_mask(packed: Packed) -> Tensor:
+    """[tokens, tokens] bool: may the token of a row (query) see that of a column (key)?"""
+    start, context_start, context_stop = _of_each_token(packed)
+    query = torch.arange(packed.num_tokens, device=packed.ids.device)[:, None]
+    key = query.T
+    own = (key <= query) & (key >= start[:, None])
+    return own | ((key >= context_start[:, None]) & (key < context_stop[:, None]))
+
+
+def block_mask(packed: Packed) -> BlockMask:
+    """The same as a block mask of FlexAttention."""
+    start, context_start, context_stop = _of_each_token(packed)
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own = (key <= query) & (key >= start[query])
+        return own | ((key >= context_start[query]) & (key < context_stop[query]))
+
+    size, device = packed.num_tokens, packed.ids.device
+    return create_block_mask(visible, None, None, size, size, device=device, _compile=device.type == "cuda")
+
+
+def _of_each_token(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+    """[tokens] each: start, context start and context stop of the token's segment."""
+    lengths = packed.segments[:, 1] - packed.segments[:, 0]
+    start, _, context_start, context_stop = packed.segments.repeat_interleave(lengths, dim=0).unbind(dim=1)
+    return start, context_start, context_stop
+
+
+Shapes = dict[tuple[int, int], list[tuple[int, tuple[int, int, int, int]]]]
+"""Segments, with their places in the row's order, by (length, length of the context)."""
+
+
+def by_shape(segments: Tensor) -> Shapes:
+    """Segments of equal shape together: each group is one call of SDPA."""
+    found: Shapes = defaultdict(list)
+    for place, (start, stop, context_start, context_stop) in enumerate(segments.tolist()):
+        found[stop - start, context_stop - context_start].append((place, (start, stop, context_start, context_stop)))
+    return dict(found)
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: Shapes | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """SDPA for each shape of segment, as transformers calls attention; without segments, transformers' own SDPA.
+
+    query [1, heads, tokens, width], key and value [1, key heads, tokens, width] -> [1, tokens, heads, width]. Raises
+    ValueError for what only some layers of some architectures ask for (sliding windows, sinks, soft caps).
+    """
+    if segments is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    if unknown := [name for name in ("sliding_window", "s_aux", "softcap") if others.get(name) is not None]:
+        raise ValueError(f"attention within segments knows no {', '.join(unknown)}; set infra.attention=sdpa")
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    pieces: dict[int, Tensor] = {}
+    for (length, context), members in segments.items():
+        parts = []
+        for _, (start, stop, context_start, context_stop) in members:
+            own = slice(start, stop)
+            if context:
+                seen = [torch.cat([t[:, :, context_start:context_stop], t[:, :, own]], dim=2) for t in (key, value)]
+            else:
+                seen = [key[:, :, own], value[:, :, own]]
+            parts.append((query[:, :, own], *seen))
+        q, k, v = parts[0] if len(parts) == 1 else (torch.cat(same) for same in zip(*parts, strict=True))
+        mask = (
+            torch.ones(length, context + length, dtype=torch.bool, device=q.device).tril(context) if context else None
+        )
+        found = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+        ).transpose(1, 2)
+        pieces |= {place: piece for (place, _), piece in zip(members, found.split(1), strict=True)}
+    return torch.cat([pieces[place] for place in range(len(pieces))], dim=1), None
+
+
+AttentionInterface.register(IMPLEMENTATION["segments"], segment_attention)
+AttentionMaskInterface.register(IMPLEMENTATION["segments"], sdpa_mask)
