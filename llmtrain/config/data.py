@@ -54,8 +54,8 @@ class Continuations(Settings):
 class PreferenceFile(Settings):
     """JSON lines of {"prompt", "chosen", "rejected"}: texts, or lists of chat messages; further fields are ignored.
 
-    Messages are OpenAI's or ShareGPT's and may stand beside a list of `tools`. Where `prompt` is missing, it is what
-    the conversations `chosen` and `rejected` have in common."""
+    Messages are OpenAI's or ShareGPT's (whose prompt may be called `conversations`) and may stand beside a list of
+    `tools`. Where `prompt` is missing, it is what the conversations `chosen` and `rejected` have in common."""
 
     kind: Annotated[Literal["jsonl"], Changes.DATA]
     paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE]

@@ -132,15 +132,18 @@ def _fault(line: JsonLine, names: tuple[str, ...]) -> Refused | None:
         if name not in line.fields:
             return Refused(line.where, f"has no field '{name}'")
         if fault := fault_of(line.fields[name]):
-            return Refused(line.where, f"'{name}' {fault}")
+            is_list = isinstance(line.fields[name], list) and name == "prompt"
+            remedy = "; messages need data.pairs.template=chat" if is_list else ""
+            return Refused(line.where, f"'{name}' {fault}{remedy}")
     return None
 
 
 def _chat_pair(line: JsonLine) -> ChatPair | Refused:
     fields = line.fields
     try:
-        if isinstance(fields.get("prompt"), list):
-            prompt = _prompt(fields["prompt"])
+        asked = fields.get("conversations", fields.get("prompt"))
+        if isinstance(asked, list):
+            prompt = _prompt(asked)
             chosen, rejected = (_answer(fields.get(name), name) for name in FIELDS[1:])
         else:  # two whole conversations: what they begin with is the prompt, whatever text stands in that field
             whole = [plain_messages(fields.get(name), name) for name in FIELDS[1:]]
@@ -158,7 +161,7 @@ def _chat_pair(line: JsonLine) -> ChatPair | Refused:
 
 def _prompt(value: Any) -> tuple[Message, ...]:
     if not value:
-        raise BadMessage("'chosen' and 'rejected' do not begin with the same messages: there is no prompt")
+        raise BadMessage("there is no prompt: it is empty, or 'chosen' and 'rejected' begin with different messages")
     messages = plain_messages(value, "prompt")
     first = next((message["role"] for message in messages if message["role"] != "system"), "nobody")
     if first != "user":

@@ -1,4 +1,4 @@
-"""The ids of pairs equal the tokenised columns that TRL's DPOTrainer makes of the same texts."""
+"""The ids of pairs and votes equal the tokenised columns that TRL's trainers make of the same texts and messages."""
 
 import json
 import random
@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_samples import TOOL, TOOL_TURNS, assistant, user
 
+from llmtrain.config.data import PreferenceFile, VoteFile
 from llmtrain.data.pair_ids import Form, pair_ids
+from llmtrain.data.preference_files import ChatPair, read_pairs, read_votes
 from llmtrain.data.preferences import PairText
 from llmtrain.data.tokenizer import load_tokenizer
 
@@ -40,9 +43,12 @@ def columns_of_trl(tmp_path: Path):
     heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
     settings = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": [], "max_length": None}
 
-    def columns(tokenizer: Any, texts: list[PairText], form: Form) -> Columns:
-        rows: list[dict[str, Any]] = [{"prompt": t.prompt, "chosen": t.chosen, "rejected": t.rejected} for t in texts]
-        if form == "chat":
+    def columns(tokenizer: Any, texts: list[PairText] | list[dict[str, Any]], form: Form) -> Columns:
+        rows: list[dict[str, Any]] = [
+            each if isinstance(each, dict) else {name: getattr(each, name) for name in ("prompt", "chosen", "rejected")}
+            for each in texts
+        ]
+        if form == "chat" and isinstance(texts[0], PairText):
             roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
             rows = [{name: [{"role": roles[name], "content": row[name]}] for name in row} for row in rows]
         network = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **sizes, **heads))
@@ -58,7 +64,7 @@ def columns_of_trl(tmp_path: Path):
     return columns
 
 
-def columns_of_ours(tokenizer: Any, texts: list[PairText], form: Form) -> Columns:
+def columns_of_ours(tokenizer: Any, texts: list[PairText | ChatPair], form: Form) -> Columns:
     pairs = pair_ids(tokenizer, texts, form)
     return [(pair.prompt_ids.tolist(), pair.chosen_ids.tolist(), pair.rejected_ids.tolist()) for pair in pairs]
 
@@ -105,3 +111,84 @@ def test_columns_of_annotated_pairs_with_the_official_tokenizer_are_those_of_trl
     texts = [PairText(record["prompt"], record["chosen"], record["rejected"], "") for record in records]
     assert len(texts) == 836
     assert columns_of_ours(tokenizer, texts, form) == columns_of_trl(tokenizer, texts, form)
+
+
+SYSTEM = {"role": "system", "content": "Be short."}
+TURNS = [user("2+3?"), assistant("5"), user("4+4?")]
+MESSAGES = {
+    "one turn": [{"prompt": [user("q")], "chosen": [assistant("a")], "rejected": [assistant("b c")]}],
+    "several turns": [
+        {"prompt": [SYSTEM, *TURNS], "chosen": [assistant("8")], "rejected": [assistant("\n\n8, as 4+4=8")]},
+        {"prompt": TURNS, "chosen": [assistant("<think>\nhm\n</think>\n\n8")], "rejected": [assistant("<think>")]},
+    ],
+    "the prompt is what both begin with": [
+        {"chosen": [*TURNS, assistant("8")], "rejected": [*TURNS, assistant("9")]},
+        {"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
+    ],
+    "tools": [
+        {"prompt": TOOL_TURNS[:1], "chosen": TOOL_TURNS[1:2], "rejected": [assistant("No idea.")], "tools": [TOOL]},
+        {"prompt": TOOL_TURNS[:4], "chosen": TOOL_TURNS[4:5], "rejected": [assistant("In both.")], "tools": [TOOL]},
+    ],
+}
+
+
+@pytest.mark.parametrize("template", ["our own", "qwen3.jinja", "qwen2_5.jinja"])
+@pytest.mark.parametrize("records", MESSAGES.values(), ids=MESSAGES)
+def test_columns_of_messages_are_those_of_trl(tokenizer_dir, columns_of_trl, tmp_path, records, template):
+    import trl
+
+    tokenizer = load_tokenizer(tokenizer_dir)
+    if template != "our own":
+        tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / template).read_text()
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    pairs, refused, _ = read_pairs(PreferenceFile(kind="jsonl", paths=(str(path),), licence="MIT", template="chat"))
+    assert refused == []
+    theirs = columns_of_trl(tokenizer, records, "chat")
+    assert columns_of_ours(tokenizer, pairs, "chat") == theirs
+    assert all(tokenizer.decode(prompt).endswith("<|im_start|>assistant\n") for prompt, _, _ in theirs)
+
+
+def test_columns_of_votes_are_those_of_trls_kto(tokenizer_dir, tmp_path):
+    import trl
+    from datasets import Dataset
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = load_tokenizer(tokenizer_dir)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 8}
+    network = Qwen3ForCausalLM(
+        Qwen3Config(vocab_size=len(tokenizer), **sizes, num_attention_heads=1, num_key_value_heads=1)
+    )
+    settings = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": [], "max_length": None}
+    texts = [
+        {"prompt": text.prompt, "completion": text.chosen, "label": len(text.chosen) % 2 == 0}
+        for text in [*TRAPS[1:], *random_texts(30)]
+        if text.prompt.strip() and text.chosen.strip()
+    ]
+    chats = [
+        {"prompt": [user(each["prompt"])], "completion": [assistant(each["completion"])], "label": each["label"]}
+        for each in texts
+    ]
+    for template, records in (("plain", texts), ("chat", chats)):
+        path = tmp_path / f"{template}.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        file = VoteFile(kind="votes", paths=(str(path),), licence="MIT", template=template)
+        votes, refused, num_duplicates = read_votes(file)
+        assert (refused, num_duplicates) == ([], 0)
+        ours = [
+            (prompt, completion, vote.is_desirable)
+            for vote, (prompt, completion, _) in zip(
+                votes, columns_of_ours(tokenizer, [vote.pair for vote in votes], template), strict=True
+            )
+        ]
+        trainer = trl.KTOTrainer(
+            model=network,
+            ref_model=Qwen3ForCausalLM(network.config),
+            args=trl.KTOConfig(
+                output_dir=str(tmp_path / "trl"), disable_tqdm=True, per_device_train_batch_size=2, **settings
+            ),
+            train_dataset=Dataset.from_list(records),
+            processing_class=tokenizer,
+        )
+        rows = trainer.train_dataset
+        assert ours == [(row["prompt_ids"], row["completion_ids"], row["label"]) for row in rows]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chat_samples import assistant, user
 
 from llmtrain.config.data import PreferenceFile
 from llmtrain.data.pair_ids import pair_ids
@@ -24,9 +25,10 @@ def lists(pair: Pair) -> tuple[list[int], list[int], list[int]]:
     return pair.prompt_ids.tolist(), pair.chosen_ids.tolist(), pair.rejected_ids.tolist()
 
 
-def read(path: Path, lines: list[Any]) -> tuple[list[PairText], list[tuple[str, str]], int]:
+def read(path: Path, lines: list[Any], template: str = "plain") -> tuple[list[Any], list[tuple[str, str]], int]:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    file = PreferenceFile(kind="jsonl", paths=(str(path),), licence="MIT", template="plain")
+    values = {"kind": "jsonl", "paths": (str(path),), "licence": "MIT", "template": template}
+    file = PreferenceFile.model_validate(values)
     kept, refused, num_duplicates = read_pairs(file)
     return kept, [(record.where.rpartition(":")[2], record.reason) for record in refused], num_duplicates
 
@@ -81,6 +83,45 @@ def test_traps_of_real_preference_files_are_refused_with_line_and_reason(tmp_pat
         ("6", "has no field 'rejected'"),
         ("8", f"prefers what {tmp_path}/x.jsonl:9 rejects, for the same prompt"),
         ("9", f"prefers what {tmp_path}/x.jsonl:8 rejects, for the same prompt"),
+    ]
+
+
+def test_messages_that_are_no_pair_are_refused_with_line_and_reason(tmp_path: Path) -> None:
+    q, a, b = user("q"), assistant("a"), assistant("b")
+    lines: list[Any] = [
+        {"prompt": [q], "chosen": [a], "rejected": b},
+        {"chosen": [q, a], "rejected": [{**q, "content": "other"}, b]},
+        {"prompt": [q], "chosen": [a], "rejected": [a]},
+        {"prompt": [q, a], "chosen": [a], "rejected": [b]},
+        {"prompt": [a, q], "chosen": [a], "rejected": [b]},
+        {"prompt": [q], "chosen": [a, q], "rejected": [b]},
+        {"prompt": [q], "chosen": [a]},
+        {"conversations": [], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": [a], "rejected": {"from": "gpt", "value": "b"}},
+        {"prompt": [q], "chosen": [b], "rejected": [a], "tools": [{"name": "f"}]},
+    ]
+    path = tmp_path / "x.jsonl"
+    kept, refused, num_duplicates = read(path, lines, template="chat")
+    assert [pair.where.rpartition(":")[2] for pair in kept] == ["1", "10"]  # with tools it is another question
+    assert num_duplicates == 1  # ShareGPT's form of the first
+    assert refused == [
+        ("2", "there is no prompt: it is empty, or 'chosen' and 'rejected' begin with different messages"),
+        ("3", "is a tie: 'chosen' and 'rejected' are the same messages"),
+        ("4", "the prompt ends with assistant: there is nothing to answer"),
+        ("5", "the prompt begins with assistant: there is no question"),
+        ("6", "'chosen' is not one message of the assistant"),
+        ("7", "'rejected' is no list of messages"),
+        ("8", "there is no prompt: it is empty, or 'chosen' and 'rejected' begin with different messages"),
+    ]
+    with_text = {
+        "prompt": "q",
+        "chosen": [user("o"), assistant("p"), q, a],
+        "rejected": [user("o"), assistant("p"), q, b],
+    }
+    (pair,) = read(path, [with_text], template="chat")[0]
+    assert (pair.prompt, pair.chosen, pair.rejected) == ((user("o"), assistant("p"), q), (a,), (b,))
+    assert read(path, lines[:1], template="plain")[1] == [
+        ("1", "'prompt' is a list, not a string; messages need data.pairs.template=chat")
     ]
 
 

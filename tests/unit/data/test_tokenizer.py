@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_samples import TOOL, TOOL_TURNS
 from data_samples import story
 
 from llmtrain.data.tokenizer import decode_text, encode_texts, load_tokenizer, tokenizer_sha256, train_bpe
@@ -58,6 +59,13 @@ def test_the_template_writes_what_qwen3s_writes(ours: Any, official: Any) -> Non
         for prompt in (True, False):
             wanted = official.apply_chat_template(chat, add_generation_prompt=prompt, tokenize=False)
             assert ours.apply_chat_template(chat, add_generation_prompt=prompt, tokenize=False) == wanted
+
+
+def test_the_template_writes_tools_calls_and_results_as_qwen3s_does(ours: Any, official: Any) -> None:
+    for turns in (TOOL_TURNS[:1], TOOL_TURNS[:4], TOOL_TURNS[:6], [CHATS[1][0], *TOOL_TURNS[:6]]):
+        for tools in (None, [TOOL], [TOOL, TOOL]):
+            wanted = official.apply_chat_template(turns, tools=tools, add_generation_prompt=True, tokenize=False)
+            assert ours.apply_chat_template(turns, tools=tools, add_generation_prompt=True, tokenize=False) == wanted
 
 
 def test_the_template_refuses_other_roles(ours: Any) -> None:

@@ -70,7 +70,7 @@ def test_wrong_votes_are_refused_with_line_and_reason(tmp_path: Path) -> None:
         ("8", f"is voted the other way by {path}:7"),
     ]
     plain = VoteFile(kind="votes", paths=(str(path),), licence="MIT", template="plain")
-    assert ("9", "'prompt' is a list, not a string") in [
+    assert ("9", "'prompt' is a list, not a string; messages need data.pairs.template=chat") in [
         (r.where.rpartition(":")[2], r.reason) for r in read_votes(plain)[1]
     ]
 
