@@ -14,6 +14,8 @@ from llmtrain.registry.semver import next_version, numbers
         ({"tokenizer_sha256": "other", "recipe_sha256": "other"}, "2.0.0"),
         ({"recipe_sha256": "other"}, "1.5.0"),
         ({"trainer": "dpo"}, "1.5.0"),
+        ({"trainer": "sft"}, "1.5.0"),
+        ({"trainer": "distill"}, "1.5.0"),
         ({"parent_version": "base@1.0.0"}, "1.5.0"),
         ({"dataset_sha256": "other"}, "1.4.10"),
         ({"config_sha256": "other", "weights_sha256": "other"}, "1.4.10"),
