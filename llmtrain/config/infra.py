@@ -6,6 +6,7 @@ from annotated_types import Gt
 from pydantic import model_validator
 
 from llmtrain.config.base import Added, Changes, Settings
+from llmtrain.config.hardware import Hardware
 
 
 class LocalInfra(Settings):
@@ -37,7 +38,7 @@ class LocalInfra(Settings):
     """Tokens whose logits exist at the same time: the loss needs chunk * vocabulary numbers, never a whole batch's."""
     attention: Annotated[Literal["auto", "segments", "sdpa", "flex"], Changes.PERFORMANCE, Added(3, "auto")]
     """The kernel of packed rows: `segments` runs each document on its own, `sdpa` the whole row under a mask, `flex` is
-    FlexAttention with a block mask; `auto` takes `flex` on CUDA and `segments` elsewhere. Said at the start."""
+    FlexAttention with a block mask; `auto` takes `flex` on CUDA and `segments` elsewhere, `sdpa` where blocks are compiled. Said at the start."""
     compile: Annotated[bool, Changes.PERFORMANCE, Added(3, False)]
     """torch.compile for each decoder block: minutes at the first step, faster steps; rows are padded to
     `micro_batch_tokens`, so that shapes stay the same."""
@@ -46,11 +47,14 @@ class LocalInfra(Settings):
     whole blocks. Less memory, up to a third more time."""
     deterministic: Annotated[bool, Changes.PERFORMANCE]
     """Refuse kernels whose result depends on the order of execution; slower on a GPU."""
+    hardware: Hardware
 
     @model_validator(mode="after")
     def kernels_fit(self) -> "LocalInfra":
         if self.attention == "flex" and self.accelerator == "cpu":
             raise ValueError("attention=flex has no backward pass on a CPU; set infra.attention=auto")
+        if self.attention == "segments" and self.compile:
+            raise ValueError("attention=segments would be compiled anew for each row; set infra.attention=auto")
         return self
 
 

@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from llmtrain.errors import UnsupportedModel
 from llmtrain.models.packed import Packed
 
 Kernel = Literal["segments", "sdpa", "flex"]
@@ -84,7 +85,8 @@ def block_mask(packed: Packed) -> BlockMask:
 def _of_each_token(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
     """[tokens] each: start, context start and context stop of the token's segment."""
     lengths = packed.segments[:, 1] - packed.segments[:, 0]
-    start, _, context_start, context_stop = packed.segments.repeat_interleave(lengths, dim=0).unbind(dim=1)
+    of_tokens = packed.segments.repeat_interleave(lengths, dim=0, output_size=packed.num_tokens)
+    start, _, context_start, context_stop = of_tokens.unbind(dim=1)
     return start, context_start, context_stop
 
 
@@ -115,14 +117,18 @@ def segment_attention(
     """SDPA for each shape of segment, as transformers calls attention; without segments, transformers' own SDPA.
 
     query [1, heads, tokens, width], key and value [1, key heads, tokens, width] -> [1, tokens, heads, width]. Raises
-    ValueError for what only some layers of some architectures ask for (sliding windows, sinks, soft caps).
+    UnsupportedModel for what only some layers of some architectures ask for (sliding windows, sinks, soft caps).
     """
     if segments is None:
-        return sdpa_attention_forward(
+        found: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
+        return found
     if unknown := [name for name in ("sliding_window", "s_aux", "softcap") if others.get(name) is not None]:
-        raise ValueError(f"attention within segments knows no {', '.join(unknown)}; set infra.attention=sdpa")
+        raise UnsupportedModel(
+            f"attention within documents knows no {', '.join(unknown)}, which {type(module).__name__} asks for; choose "
+            f"a model without it"
+        )
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -140,10 +146,10 @@ def segment_attention(
         mask = (
             torch.ones(length, context + length, dtype=torch.bool, device=q.device).tril(context) if context else None
         )
-        found = scaled_dot_product_attention(
+        attended = scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
         ).transpose(1, 2)
-        pieces |= {place: piece for (place, _), piece in zip(members, found.split(1), strict=True)}
+        pieces |= {place: piece for (place, _), piece in zip(members, torch.split(attended, 1), strict=True)}
     return torch.cat([pieces[place] for place in range(len(pieces))], dim=1), None
 
 

@@ -32,18 +32,20 @@ class Chunk:
     owners: slice
 
 
-def chunks_of(owners: Tensor, num_owners: int, group: int, chunk_tokens: int) -> list[Chunk]:
-    """Whole groups of `group` owners, together at most `chunk_tokens` targets, or one group; owners [targets] rise."""
-    counts = torch.bincount(owners, minlength=num_owners).tolist()
+def chunks_of(counts: Sequence[int], group: int, chunk_tokens: int) -> list[Chunk]:
+    """Whole groups of `group` owners, together at most `chunk_tokens` targets, or one group.
+
+    `counts` are the targets of each owner, whose targets follow each other.
+    """
     found: list[Chunk] = []
     first_target = first_owner = target = 0
-    for owner in range(0, num_owners, group):
+    for owner in range(0, len(counts), group):
         size = sum(counts[owner : owner + group])
         if owner > first_owner and target + size - first_target > chunk_tokens:
             found.append(Chunk(slice(first_target, target), slice(first_owner, owner)))
             first_target, first_owner = target, owner
         target += size
-    return [*found, Chunk(slice(first_target, target), slice(first_owner, num_owners))] if num_owners else []
+    return [*found, Chunk(slice(first_target, target), slice(first_owner, len(counts)))] if counts else []
 
 
 def loss_of_sums(
@@ -55,7 +57,7 @@ def loss_of_sums(
     hidden [targets, width], weight [vocabulary, width], targets and owners [targets]. Differentiable once, in `hidden`
     and `weight`; what `loss` itself holds is constant.
     """
-    return _LossOfSums.apply(hidden, weight, targets, owners, chunks, loss, chunk_tokens)  # type: ignore[no-any-return]
+    return _LossOfSums.apply(hidden, weight, targets, owners, chunks, loss, chunk_tokens)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def loss_of_tokens(hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, chunk_tokens: int) -> Tensor:
@@ -73,7 +75,7 @@ def loss_of_logits(hidden: Tensor, weight: Tensor, loss: LossOfLogits, chunk_tok
 
     hidden [targets, width], weight [vocabulary, width]. Differentiable once, in both.
     """
-    return _LossOfLogits.apply(hidden, weight, loss, chunk_tokens)  # type: ignore[no-any-return]
+    return _LossOfLogits.apply(hidden, weight, loss, chunk_tokens)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Gradients:
@@ -137,7 +139,7 @@ class _LossOfSums(torch.autograd.Function):
             total += value
             if not gradients.needed:
                 continue
-            for part, of_part in zip(parts, upstream.split([_size(part) for part in parts]), strict=True):
+            for part, of_part in zip(parts, torch.split(upstream, [_size(part) for part in parts]), strict=True):
                 if len(parts) > 1:
                     logits.log_probs(part, targets)
                 probabilities = logits.last.exp_()

@@ -37,7 +37,12 @@ class Packed:
     """[targets] int64: the token that is to be predicted"""
     owners: Tensor
     """[targets] int64, rising: the number, in this row, of the sequence or answer that the target belongs to"""
-    num_owners: int
+    counts: list[int]
+    """Targets of each owner: on the host, so that nobody waits for a device to tell"""
+
+    @property
+    def num_owners(self) -> int:
+        return len(self.counts)
 
     @property
     def num_tokens(self) -> int:
@@ -45,8 +50,8 @@ class Packed:
 
     def to(self, device: torch.device | str) -> "Packed":
         """The same row on another device."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "num_owners"}
-        return Packed(**{name: tensor.to(device) for name, tensor in tensors.items()}, num_owners=self.num_owners)
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "counts"}
+        return Packed(**{name: tensor.to(device) for name, tensor in tensors.items()}, counts=self.counts)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ def pack(trees: Iterable[Tree], pad_to: int = 1) -> Packed:
     predictors: list[Array] = []
     targets: list[Array] = []
     owners: list[Array] = []
-    length = num_owners = 0
+    counts: list[int] = []
+    length = 0
 
     def append(part: Array, first_position: int) -> None:
         nonlocal length
@@ -108,11 +114,11 @@ def pack(trees: Iterable[Tree], pad_to: int = 1) -> Packed:
             segments.append((start, length, root, root + shared) if number else (root, length, root, root))
             before = np.arange(start - 1, start - 1 + len(answer.ids))
             before[:1] = root + shared - 1  # the prompt's last token predicts the first of each answer
-            counts = answer.is_target & (before >= root)
-            predictors.append(before[counts])
-            targets.append(answer.ids[counts])
-            owners.append(np.full(int(counts.sum()), num_owners))
-            num_owners += 1
+            is_target = answer.is_target & (before >= root)
+            predictors.append(before[is_target])
+            targets.append(answer.ids[is_target])
+            owners.append(np.full(int(is_target.sum()), len(counts)))
+            counts.append(len(owners[-1]))
     if length < pad_to:
         segments.append((length, pad_to, length, length))
         append(np.zeros(pad_to - length, dtype=np.int64), 0)
@@ -124,7 +130,7 @@ def pack(trees: Iterable[Tree], pad_to: int = 1) -> Packed:
         predictors=_tensor(predictors),
         targets=_tensor(targets),
         owners=_tensor(owners),
-        num_owners=num_owners,
+        counts=counts,
     )
 
 

@@ -33,8 +33,9 @@ def resolve(infra: Infra) -> Infra:
 
 
 def apply(infra: Infra) -> None:
-    """Set threads, determinism and the fp32 matrix product's mode for this process."""
-    torch.set_num_threads(infra.threads or len(os.sched_getaffinity(0)))
+    """Set threads, determinism and the fp32 matrix product's mode for this process, one of its machine's ranks."""
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(infra.threads or max(1, len(os.sched_getaffinity(0)) // on_this_machine))
     if infra.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(infra.deterministic)
@@ -44,7 +45,9 @@ def attention_kernel(infra: Infra) -> Kernel:
     """The kernel of packed rows that `infra.attention` means on this machine."""
     if infra.attention != "auto":
         return infra.attention
-    return "flex" if infra.accelerator == "cuda" else "segments"
+    if infra.accelerator == "cuda":
+        return "flex"
+    return "sdpa" if infra.compile else "segments"  # each row's own list of segments would be compiled anew
 
 
 def prepare(model: PreTrainedModel, infra: Infra) -> None:

@@ -35,7 +35,9 @@ def language_loss(
 @torch.no_grad()
 def chat_loss(model: PreTrainedModel, chats: ChatRows, infra: Infra) -> dict[str, float]:
     """`loss`: nats per token over the assistant's tokens of a whole split."""
-    loss, _ = _mean_loss(model, (document(chat.ids, chat.is_target) for chat in chats), infra)
+    loss, _ = _mean_loss(
+        model, (document(chat.ids, chat.is_target) for chat in map(chats.__getitem__, range(len(chats)))), infra
+    )
     return {"loss": loss}
 
 
@@ -116,7 +118,9 @@ def preference_figures(
     The change is in nats an answer. A policy equal to its reference has accuracy 0.5, DPO's loss ln 2, margin and change
     0.
     """
-    lengths = torch.tensor([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in pairs])
+    lengths = torch.tensor(
+        [[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in map(pairs.__getitem__, range(len(pairs)))]
+    )
     answers = Answers(policy.chosen, policy.rejected, *lengths.unbind(dim=1))
     step = StepFacts(mean_chosen_tokens=lengths[:, 0].double().mean().item(), kl_baseline=None)
     found = preference_loss(trainer, answers, reference, step)
