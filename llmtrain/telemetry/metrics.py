@@ -65,6 +65,22 @@ class MetricsFile:
             self._file.close()
 
 
+class NoMetrics(MetricsFile):
+    """What ranks other than 0 have in its place."""
+
+    def __init__(self) -> None:
+        self.path = Path(os.devnull)
+
+    def append(self, row: dict[str, Any]) -> None:
+        pass
+
+    def truncate(self, size: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a file, none where there is no file. A last line without its end is not a row yet.
 

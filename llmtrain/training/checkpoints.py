@@ -1,11 +1,13 @@
 """Checkpoints that are complete or do not exist.
 
     checkpoints/step-00000040/state.pt        weights, optimizer, tokens, random generators
+    checkpoints/step-00000040/shards/, zero/  instead of the first two, the parts that several ranks hold (ranks/)
     checkpoints/step-00000040/manifest.json   size and hash of each file: written last
     checkpoints/best -> step-00000040         lowest validation loss so far
 
-A checkpoint is written to `step-….writing`, fsynced, and renamed once its manifest is there. Reading checks the hashes
-and falls back to the one before, so neither a kill at any moment nor a damaged file costs more than one interval.
+A checkpoint is written to `step-….writing`, by all ranks together, fsynced, and renamed once its manifest is there.
+Reading checks the hashes and falls back to the one before, so neither a kill at any moment nor a damaged file costs
+more than one interval.
 """
 
 import json
@@ -14,31 +16,37 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from llmtrain.errors import IntegrityError
-from llmtrain.files import sha256_of, whole_directory
+from llmtrain.files import sha256_of
+from llmtrain.training.ranks.alone import Alone
 
 
 class AtomicCheckpoints(CheckpointIO):
-    """Lightning's door to the checkpoint directories: `path` is a directory `step-…`."""
+    """Lightning's door to the checkpoint directories: `path` is a directory `step-…`. All of the `ranks` go through."""
+
+    def __init__(self, ranks: Alone | None = None) -> None:
+        self.ranks = ranks or Alone()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        with whole_directory(Path(path)) as directory:
-            state = directory / "state.pt"
-            with state.open("wb") as file:
-                try:
-                    torch.save(checkpoint, file)
-                except RuntimeError as error:  # torch's, about the end of an archive that a full disk cut short
-                    raise error.__context__ or error from None
-            manifest = {state.name: {"bytes": state.stat().st_size, "sha256": sha256_of(state)}}
-            (directory / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        ranks = self.ranks
+        with ranks.whole_directory(Path(path)) as directory:
+            ranks.save(checkpoint, directory)
+            ranks.gathered(None)  # all files are there
+            mine = sorted(file for file in directory.rglob("*") if file.is_file())[ranks.rank :: ranks.size]
+            hashed = {
+                file.relative_to(directory).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+                for file in mine
+            }
+            manifest = dict(sorted(entry for part in ranks.gathered(hashed) for entry in part.items()))
+            if ranks.rank == 0:
+                (directory / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: Any = True) -> dict[str, Any]:
-        verify(Path(path))
-        state: dict[str, Any] = torch.load(Path(path) / "state.pt", map_location="cpu", weights_only=True)
-        return state
+        if self.ranks.rank == 0:
+            verify(Path(path))
+        return self.ranks.load(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path)

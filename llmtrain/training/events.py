@@ -1,7 +1,8 @@
 """What happens between two steps: metrics, evaluation, checkpoints, and the wish to stop.
 
 The order is fixed (measure, evaluate, write the row, save), and a checkpoint holds the size of `metrics.jsonl`, so that
-a resumed run cuts away the rows that it will write again: the file ends up as if nothing had happened.
+a resumed run cuts away the rows that it will write again: the file ends up as if nothing had happened. All ranks come
+to the same decisions; rank 0 alone writes, but for checkpoints, which all write together.
 """
 
 import signal
@@ -23,6 +24,7 @@ from llmtrain.telemetry.tracking import Tracker
 from llmtrain.training import checkpoints
 from llmtrain.training.batches import StepBatch
 from llmtrain.training.module import TokenClock
+from llmtrain.training.ranks.alone import Alone
 from llmtrain.training.schedule import due
 
 
@@ -40,10 +42,11 @@ class Between(lightning.Callback):
         progress: Progress,
         stopwatch: Stopwatch,
         report: Callable[[], None],
+        ranks: Alone,
     ) -> None:
         self.settings, self.checkpoints, self.evaluate = settings, directory / "checkpoints", evaluate
         self.metrics, self.tracker, self.progress = metrics, tracker, progress
-        self.stopwatch, self.report = stopwatch, report
+        self.stopwatch, self.report, self.ranks = stopwatch, report, ranks
         self.best: dict[str, float] | None = None
         self.stopped_by: signal.Signals | None = None
         self.seconds = 0.0  # trained before this process, of the same run
@@ -63,7 +66,13 @@ class Between(lightning.Callback):
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.stopped_by = signal.Signals(number)
-        print(f"\n{self.stopped_by.name}: stopping after this step; again to stop at once", file=sys.stderr)
+        if self.ranks.rank == 0:
+            print(f"\n{self.stopped_by.name}: stopping after this step; again to stop at once", file=sys.stderr)
+
+    def agreed_to_stop(self) -> signal.Signals | None:
+        """The signal that stops the run, whichever rank it reached; all ranks ask at the same place."""
+        asked = self.ranks.largest(self.stopped_by or 0)
+        return signal.Signals(asked) if asked else None
 
     # ---- between two steps
 
@@ -91,12 +100,13 @@ class Between(lightning.Callback):
                 self.best = {"loss": found["loss"], "step": module.step}
         if row:
             self._write(module, row)
-        if last or improved or self.stopped_by or due(before, after, self.settings.checkpoint_every_tokens):
+        stopping = self.agreed_to_stop()
+        if last or improved or stopping or due(before, after, self.settings.checkpoint_every_tokens):
             with self.stopwatch.phase("checkpoints"):
                 self.save(trainer, module)
-        if evaluated or self.stopped_by:
+        if evaluated or stopping:
             self.report()
-        if self.stopped_by:
+        if stopping:
             trainer.should_stop = True
         self.step_started = time.monotonic()
 
@@ -116,6 +126,8 @@ class Between(lightning.Callback):
         return max(0.0, time.monotonic() - self.started)
 
     def _write(self, module: TokenClock, figures: dict[str, float]) -> None:
+        if self.ranks.rank:
+            return
         now = datetime.now(UTC).isoformat(timespec="seconds")
         place = {"step": module.step, "tokens": module.tokens}
         self.metrics.append({**place, "time_utc": now, "seconds": round(self._seconds(), 3), **figures})
@@ -128,6 +140,8 @@ class Between(lightning.Callback):
 
     def tidy(self) -> None:
         """Point `best` at the best checkpoint, remove those that are no longer needed."""
+        if self.ranks.rank:
+            return
         if self.best is not None:
             checkpoints.mark_best(self.checkpoints / f"step-{int(self.best['step']):08d}")
         checkpoints.prune(self.checkpoints)
@@ -139,7 +153,7 @@ class Between(lightning.Callback):
     ) -> None:
         checkpoint["between"] = {
             "best": self.best,
-            "metrics_bytes": self.metrics.size,
+            "metrics_bytes": 0 if self.ranks.rank else self.metrics.size,
             "since_row": self._since_row,
             "seconds": self._seconds(),
         }
@@ -149,4 +163,5 @@ class Between(lightning.Callback):
     ) -> None:
         state = checkpoint["between"]
         self.best, self._since_row, self.seconds = state["best"], state["since_row"], state["seconds"]
-        self.metrics.truncate(state["metrics_bytes"])
+        if self.ranks.rank == 0:
+            self.metrics.truncate(state["metrics_bytes"])

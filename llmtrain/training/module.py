@@ -4,6 +4,7 @@ Optimisation is manual, so that the loss is normalised over the global batch wha
 and saving (events.py) happen between two steps and nowhere else.
 """
 
+import hashlib
 import random
 from abc import abstractmethod
 from typing import Any
@@ -12,7 +13,6 @@ import lightning
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from llmtrain.config.infra import Infra
@@ -25,6 +25,7 @@ from llmtrain.training.device import autocast
 from llmtrain.training.evaluation import answer_sums
 from llmtrain.training.optim import optimizer_of
 from llmtrain.training.preference_losses import Answers, StepFacts, kl_baseline, kto_loss, preference_loss
+from llmtrain.training.ranks.alone import Alone
 from llmtrain.training.schedule import learning_rate
 
 
@@ -35,8 +36,12 @@ class TokenClock(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.settings, self.infra, self.total_tokens = model, trainer, infra, total_tokens
+        self.ranks = Alone()
+        self.ranks.shard(model)
         self.step = 0
         self.tokens = 0
+        self.order_sha256 = ""
+        """Chain of hashes over the indices of each step's sequences: equal for equal data in an equal order."""
         self.figures: dict[str, float] = {}  # of the step just done
         self._random_state: dict[str, Any] | None = None
 
@@ -48,7 +53,11 @@ class TokenClock(lightning.LightningModule):
         """What `loss` needs to know of the whole step; without gradients."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return optimizer_of(self.model, self.settings, self.infra.accelerator)
+        optimizer = optimizer_of(self.model, self.settings, self.infra.accelerator)
+        return self.ranks.prepare(optimizer, self.settings.max_grad_norm)
+
+    def on_train_start(self) -> None:
+        self.ranks.restore()
 
     def on_train_batch_start(self, batch: StepBatch, batch_idx: int) -> None:
         if self._random_state is not None:  # not at load: what Lightning does in between may draw
@@ -73,13 +82,15 @@ class TokenClock(lightning.LightningModule):
 
         self.before_losses(batch)
         total = torch.zeros((), device=self.device)
-        for micro_batch in batch.micro_batches:
-            with autocast(self.infra):
-                loss = self.loss(micro_batch, batch)
-            self.manual_backward(loss)
-            total = total + loss.detach()
-        norm = clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
-        loss_value, grad_norm = total.item(), norm.item()
+        for left, micro_batch in self.own(batch):
+
+            def share(micro_batch: MicroBatch = micro_batch) -> Tensor:
+                with autocast(self.infra):
+                    return self.loss(micro_batch, batch)
+
+            total = total + self.ranks.backward(share, last=not left)
+        norm = self.ranks.clip()
+        loss_value, grad_norm = self.ranks.total(total).item(), norm.item()
 
         if not (np.isfinite(loss_value) and np.isfinite(grad_norm)):
             raise NonFiniteLoss(
@@ -87,21 +98,31 @@ class TokenClock(lightning.LightningModule):
                 f"The weights before this step are intact. Lower trainer.lr (now {self.settings.lr:g}) or "
                 f"trainer.max_grad_norm, raise trainer.warmup_tokens, or look at the data of this step"
             )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self.ranks.update()
         self.step += 1
         self.tokens = tokens
+        self.order_sha256 = _chained(self.order_sha256, batch)
         self.figures = {"loss": loss_value, "lr": lr, "grad_norm": grad_norm}
+
+    def own(self, batch: StepBatch) -> list[tuple[int, MicroBatch]]:
+        """This rank's micro-batches, each with the number of those that follow."""
+        own = batch.micro_batches[self.ranks.data_rank :: self.ranks.data_ranks]
+        return [(len(own) - number, micro_batch) for number, micro_batch in enumerate(own, 1)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         del checkpoint["loops"]  # our own clock and a loader that begins at our step replace Lightning's counters
         checkpoint["global_step"] = self.step
-        checkpoint["clock"] = {"step": self.step, "tokens": self.tokens}
-        checkpoint["random_state"] = _random_state()
+        checkpoint["clock"] = {"step": self.step, "tokens": self.tokens, "order_sha256": self.order_sha256}
+        checkpoint["random_state"], *others = self.ranks.gathered(_random_state())
+        if others:
+            checkpoint["random_states_of_other_ranks"] = others
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step, self.tokens = checkpoint["clock"]["step"], checkpoint["clock"]["tokens"]
-        self._random_state = checkpoint["random_state"]
+        self.order_sha256 = checkpoint["clock"].get("order_sha256", "")
+        states = [checkpoint["random_state"], *checkpoint.get("random_states_of_other_ranks", [])]
+        if self.ranks.rank < len(states):  # a rank that there was not before keeps the generators it was seeded with
+            self._random_state = states[self.ranks.rank]
 
 
 class CrossEntropy(TokenClock):
@@ -150,13 +171,16 @@ class Votes(TokenClock):
     def before_losses(self, step: StepBatch) -> None:
         """The baseline, from answers to other prompts under the policy as this step finds it."""
         policy, reference = [], []
-        for micro_batch in step.micro_batches:
+        for _, micro_batch in self.own(step):
             assert micro_batch.mismatched is not None
             assert micro_batch.mismatched_reference is not None
             with autocast(self.infra):
-                policy.append(answer_sums(self.model, micro_batch.mismatched, self.infra.loss_chunk_tokens))
+                policy.append(
+                    self.ranks.compute(answer_sums, self.model, micro_batch.mismatched, self.infra.loss_chunk_tokens)
+                )
             reference.append(micro_batch.mismatched_reference)
-        self.kl_baseline = kl_baseline(torch.cat(policy), torch.cat(reference))
+        parts = self.ranks.gathered_shares(torch.stack([torch.cat(policy), torch.cat(reference)]))
+        self.kl_baseline = kl_baseline(*torch.cat(parts, dim=1))
 
     def loss(self, micro_batch: MicroBatch, step: StepBatch) -> Tensor:
         packed, settings = micro_batch.packed, self.settings
@@ -170,6 +194,12 @@ class Votes(TokenClock):
         chunks = chunks_of(packed.owners, packed.num_owners, 1, chunk_tokens)
         hidden = hidden_states(self.model, packed)
         return loss_of_sums(hidden, weight, packed.targets, packed.owners, chunks, of_sums, chunk_tokens)
+
+
+def _chained(before: str, batch: StepBatch) -> str:
+    """The hash of `before` and of which sequences `batch` has, however they lie in micro-batches."""
+    indices = sorted(index for micro_batch in batch.micro_batches for index in micro_batch.indices.tolist())
+    return hashlib.sha256(f"{before} {indices}".encode()).hexdigest()
 
 
 def _random_state() -> dict[str, Any]:

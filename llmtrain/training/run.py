@@ -15,17 +15,21 @@ import json
 import logging
 import math
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 
 import lightning
+import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from llmtrain.artifacts import ModelVersion, TrainedModel
-from llmtrain.config.frozen import FrozenRun
+from llmtrain.config.frozen import FrozenRun, thaw
 from llmtrain.config.root import TrainConfig
+from llmtrain.config.tracking import NoTracking
 from llmtrain.config.trainer import DistillTrainer, DPOTrainer, PretrainTrainer, SFTTrainer
 from llmtrain.data.prepared import verify
 from llmtrain.errors import IntegrityError, Interrupted, NonFiniteLoss, TryAgain
@@ -36,7 +40,7 @@ from llmtrain.models.logprobs import check_log_probs
 from llmtrain.models.start import starting_network
 from llmtrain.registry.registry import Registry
 from llmtrain.telemetry.curves import plot_curves
-from llmtrain.telemetry.metrics import MetricsFile
+from llmtrain.telemetry.metrics import MetricsFile, NoMetrics
 from llmtrain.telemetry.progress import Progress
 from llmtrain.telemetry.stopwatch import Stopwatch
 from llmtrain.telemetry.tracking import Tracker, check_tracking, open_tracker
@@ -44,7 +48,10 @@ from llmtrain.training import checkpoints, device, tasks
 from llmtrain.training.batches import steps_from
 from llmtrain.training.events import Between
 from llmtrain.training.export import export
-from llmtrain.training.resolve import Inputs, Say, resolve
+from llmtrain.training.ranks.alone import Alone
+from llmtrain.training.ranks.group import join, strategy_of
+from llmtrain.training.ranks.in_place import InPlace
+from llmtrain.training.resolve import Inputs, Say, inputs_of, resolve
 from llmtrain.training.traces import Traces
 
 
@@ -54,7 +61,8 @@ def train(
     """Train what `config` describes, or continue, or say that it is finished; returns the registered model's record.
 
     `base_config` composes the pretraining that `trainer.init_from=latest` needs where nothing is registered. `again`
-    makes another run of the same mathematics. Raises the errors of `llmtrain.errors`; what was saved stays.
+    makes another run of the same mathematics. With more than one rank, this process prepares and freezes; the ranks are
+    others, that begin with `train_rank`. Raises the errors of `llmtrain.errors`; what was saved stays.
     """
     outputs, stopwatch = Path(config.outputs_dir), Stopwatch()
     check_tracking(config.tracking)
@@ -70,25 +78,55 @@ def train(
         while (_directory(outputs, frozen) / "version.json").exists():
             frozen = frozen.model_copy(update={"attempt": frozen.attempt + 1})
     directory = _directory(outputs, frozen)
-    with _only_process(directory):
+    many = config.infra.ranks > 1
+    with _only_process(directory, "launcher.lock" if many else "lock"):
         if (directory / "version.json").exists():
             version = ModelVersion.read(directory / "version.json")
             say(f"{directory} is finished: {version.label} (--again makes another run)")
             return version.model
         write_whole(directory / "config.json", frozen.model_dump_json(indent=2) + "\n")
-        return _run(frozen, inputs, outputs, directory, stopwatch, say)
+        if many:
+            from llmtrain.training.ranks.torchrun import run_ranks
+
+            run_ranks(directory, config.infra.ranks)
+            return ModelVersion.read(directory / "version.json").model
+        trained = _run(frozen, inputs, outputs, directory, stopwatch, Alone(), say)
+        assert trained is not None, "the only process is rank 0"
+        return trained
+
+
+def train_rank(directory: Path) -> None:
+    """Be the rank that the environment names, of the frozen run in `directory`, until it has ended.
+
+    Rank 0 writes and says what there is to say. Raises the errors of `llmtrain.errors`, the same on all ranks where
+    they come from what all compute.
+    """
+    frozen, outputs, stopwatch = thaw(directory / "config.json"), directory.parents[1], Stopwatch()
+    device.apply(frozen.config.infra)
+    join(frozen.config.infra)
+    ranks = strategy_of(frozen.config.infra, directory)
+    if ranks.rank == 0:
+        with _only_process(directory, "lock"):
+            _run(frozen, inputs_of(frozen, outputs), outputs, directory, stopwatch, ranks, print)
+    else:
+        _run(frozen, inputs_of(frozen, outputs), outputs, directory, stopwatch, ranks, lambda line: None)
+    ranks.leave()
 
 
 def _run(
-    frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, stopwatch: Stopwatch, say: Say
-) -> TrainedModel:
-    config, journal = frozen.config, Journal(outputs)
-    checkpoint = checkpoints.newest(directory / "checkpoints")
+    frozen: FrozenRun, inputs: Inputs, outputs: Path, directory: Path, stopwatch: Stopwatch, ranks: Alone, say: Say
+) -> TrainedModel | None:
+    config, journal, first = frozen.config, Journal(outputs), ranks.rank == 0
+    checkpoint = ranks.same(checkpoints.newest(directory / "checkpoints") if first else None)
     say(f"run {directory}" + (f", continuing from {checkpoint.name}" if checkpoint else ""))
-    with stopwatch.phase("preparing"):
-        for manifest in inputs.manifests:
-            verify(manifest, outputs)
-    journal.append("run.continued" if checkpoint else "run.started", run_id=frozen.run_id, config_sha256=frozen.sha256)
+    if ranks.size > 1:
+        say(f"{ranks.size} ranks, {config.infra.strategy}" + _about_dropout(config))
+    if first:
+        with stopwatch.phase("preparing"):
+            for manifest in inputs.manifests:
+                verify(manifest, outputs)
+        kind = "run.continued" if checkpoint else "run.started"
+        journal.append(kind, run_id=frozen.run_id, config_sha256=frozen.sha256)
 
     lightning.seed_everything(config.trainer.seed, verbose=False)
     model = starting_network(config, inputs.parent.directory if inputs.parent else None)
@@ -97,29 +135,34 @@ def _run(
     say(f"attention by {kernel}, {config.infra.precision}, on {config.infra.accelerator}")
     attention.use(model, kernel)
     check_log_probs(model)
-    match config.trainer:
-        case PretrainTrainer() as settings:
-            task = tasks.pretraining(model, settings, config, inputs, outputs)
-        case SFTTrainer() as settings:
-            task = tasks.supervised(model, settings, config, inputs, outputs)
-        case DPOTrainer() as settings:
-            with stopwatch.phase("reference"):
-                task = tasks.preference(model, settings, config, inputs, outputs, directory)
-        case DistillTrainer() as settings:
-            with stopwatch.phase("teacher"):
-                task = tasks.distillation(model, settings, config, inputs, outputs)
-    device.prepare(model, config.infra)
-    with stopwatch.phase("baselines"):
-        baselines = _once(directory / "baselines.json", task.baselines)
+    with ranks.first_alone():  # what rank 0 computes and stores, the others read
+        match config.trainer:
+            case PretrainTrainer() as settings:
+                task = tasks.pretraining(model, settings, config, inputs, outputs)
+            case SFTTrainer() as settings:
+                task = tasks.supervised(model, settings, config, inputs, outputs)
+            case DPOTrainer() as settings:
+                with stopwatch.phase("reference"):
+                    task = tasks.preference(model, settings, config, inputs, outputs, directory if first else None)
+            case DistillTrainer() as settings:
+                with stopwatch.phase("teacher"):
+                    task = tasks.distillation(model, settings, config, inputs, outputs)
+        device.prepare(model, config.infra)
+        with stopwatch.phase("baselines"):
+            baselines = _once(directory / "baselines.json", task.baselines)
+    ranks.shard(model)
+    task.module.ranks = ranks
+    if ranks.rank:
+        torch.manual_seed(config.trainer.seed + ranks.rank)  # dropout of its own
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
     tokens = task.steps.tokens_before(step)
-    traces = Traces(frozen, task, inputs.tokenizer_directory, outputs, directory, stopwatch, tokens)
+    traces = Traces(frozen, task, inputs.tokenizer_directory, outputs, directory, stopwatch, tokens, ranks)
 
-    metrics = MetricsFile(directory / "metrics.jsonl")
+    metrics = MetricsFile(directory / "metrics.jsonl") if first else NoMetrics()
     if checkpoint is None:
         metrics.truncate(0)  # rows of a run that was killed before its first checkpoint
     tracker = open_tracker(
-        config.tracking,
+        config.tracking if first else NoTracking(kind="none"),
         outputs=outputs,
         experiment=config.name,
         run_id=frozen.run_id,
@@ -128,15 +171,18 @@ def _run(
         tags={"config_sha256": frozen.sha256, "dataset_sha256": inputs.dataset_sha256},
     )
     try:
-        _fit(frozen, task, directory, checkpoint, metrics, tracker, traces)
-        model.to(config.infra.accelerator)  # Lightning leaves it on the CPU
+        _fit(frozen, task, directory, checkpoint, metrics, tracker, traces, ranks)
         say("evaluating on the test split")
         with stopwatch.phase("evaluation"):
-            figures = {f"test/{name}": value for name, value in task.evaluate("test").items()} | baselines
+            found = ranks.looking(lambda: task.evaluate("test"))
+            figures = {f"test/{name}": value for name, value in found.items()} | baselines
         if bad := [name for name, value in figures.items() if not math.isfinite(value)]:
             raise NonFiniteLoss(f"{directory}: {', '.join(bad)} not finite at the end; lower trainer.lr")
         with stopwatch.phase("export"):
-            trained = export(frozen, task.module.model, inputs, outputs, directory, figures, task.module.tokens)
+            whole = ranks.whole()
+            if whole is None:
+                return None  # rank 0 does the rest
+            trained = export(frozen, whole, inputs, outputs, directory, figures, task.module.tokens)
         plot_curves(directory / "metrics.jsonl", directory / "curves.png", _chance(config, baselines))
         tracker.log(task.module.step + 1, figures)
         version = Registry(outputs).register(config.name, trained, tracker_run_id=tracker.tracker_run_id)
@@ -167,28 +213,30 @@ def _fit(
     metrics: MetricsFile,
     tracker: Tracker,
     traces: Traces,
+    ranks: Alone,
 ) -> None:
     """Train from `checkpoint`, or from the start, to the end. Raises Interrupted or TryAgain when a signal stops it."""
     config, stopwatch = frozen.config, traces.stopwatch
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    progress = Progress(task.module.total_tokens, config.name)
+    progress = Progress(task.module.total_tokens, config.name, sys.stderr if ranks.rank == 0 else StringIO())
 
     def evaluate() -> dict[str, float]:
         with stopwatch.phase("evaluation"):
-            figures = task.evaluate("validation")
+            figures = ranks.looking(lambda: task.evaluate("validation"))
         traces.sample()
         return figures
 
-    between = Between(config.trainer, directory, evaluate, metrics, tracker, progress, stopwatch, traces.report)
+    between = Between(config.trainer, directory, evaluate, metrics, tracker, progress, stopwatch, traces.report, ranks)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     trainer = lightning.Trainer(
         accelerator="gpu" if config.infra.accelerator == "cuda" else "cpu",
         devices=1,
+        strategy=InPlace(config.infra),
         max_epochs=1,
         logger=False,
         callbacks=[between],
-        plugins=[checkpoints.AtomicCheckpoints(), LightningEnvironment()],
+        plugins=[checkpoints.AtomicCheckpoints(ranks), LightningEnvironment()],
         deterministic=config.infra.deterministic,
         default_root_dir=directory,
         enable_checkpointing=False,
@@ -199,8 +247,12 @@ def _fit(
         use_distributed_sampler=False,
     )
     if step == len(task.steps) and checkpoint:  # killed after the last step
-        state = checkpoints.AtomicCheckpoints().load_checkpoint(checkpoint)
-        task.module.load_state_dict(state["state_dict"])
+        state = checkpoints.AtomicCheckpoints(ranks).load_checkpoint(checkpoint)
+        if state["state_dict"]:
+            task.module.load_state_dict(state["state_dict"])
+        else:  # DeepSpeed's engine has the weights, and loads them itself
+            task.module.configure_optimizers()
+            ranks.restore()
         task.module.on_load_checkpoint(state)
         between.on_load_checkpoint(trainer, task.module, state)
         between.tidy()  # the kill may have come right after the last save
@@ -211,7 +263,7 @@ def _fit(
     with stopwatch.phase("training"):
         trainer.fit(task.module, steps_from(task.steps, step), ckpt_path=checkpoint)
     progress.done()
-    match between.stopped_by:
+    match between.agreed_to_stop():
         case None:
             return
         case signal.SIGINT:
@@ -222,6 +274,13 @@ def _fit(
             raise TryAgain(
                 f"asked to stop; {directory} is saved at step {task.module.step}: the same command continues"
             )
+
+
+def _about_dropout(config: TrainConfig) -> str:
+    """What many ranks do to the result where tokens are dropped."""
+    if getattr(config.model, "attention_dropout", 0.0) or getattr(config.adapter, "dropout", 0.0):
+        return "; each draws its own dropout: another number of ranks computes another, equally likely run"
+    return ""
 
 
 def _warn_if_language_suffered(config: TrainConfig, figures: dict[str, float], say: Say) -> None:
@@ -272,10 +331,10 @@ def _once(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, floa
 
 
 @contextmanager
-def _only_process(directory: Path) -> Iterator[None]:
+def _only_process(directory: Path, name: str) -> Iterator[None]:
     """Raises TryAgain where another process works on this run; the lock goes with the process, however it ends."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as file:
+    with (directory / name).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

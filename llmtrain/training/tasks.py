@@ -98,12 +98,12 @@ def preference(
     config: TrainConfig,
     inputs: Inputs,
     outputs: Path,
-    directory: Path,
+    directory: Path | None,
 ) -> Task:
     """DPO, or another of its family, from `model`, which is the reference too; judged by held-out pairs and by what it
     cost in language.
 
-    Each evaluation leaves the margin of every pair in the run's `directory`, as margins.json.
+    Each evaluation leaves the margin of every pair in the run's `directory`, where there is one, as margins.json.
     """
     assert inputs.pairs is not None
     assert inputs.parent is not None
@@ -141,7 +141,8 @@ def preference(
             return vote_figures(policy, known, pairs, trainer) | heldout(split)
         before, after = (scores.chosen - scores.rejected for scores in (known, policy))
         margins = Margins(split=split, beta=trainer.beta, before=tuple(before.tolist()), after=tuple(after.tolist()))
-        margins.write(directory / "margins.json")
+        if directory is not None:
+            margins.write(directory / "margins.json")
         return preference_figures(policy, known, pairs, trainer) | heldout(split)
 
     def baselines() -> Figures:

@@ -15,6 +15,7 @@ from llmtrain.report.page import page
 from llmtrain.report.records import Process, Processes, Sample, Samples
 from llmtrain.telemetry.stopwatch import Stopwatch
 from llmtrain.training.machine import machine
+from llmtrain.training.ranks.alone import Alone
 from llmtrain.training.samples import continuations
 from llmtrain.training.tasks import Task
 
@@ -35,12 +36,13 @@ class Traces:
         directory: Path,
         stopwatch: Stopwatch,
         tokens_before: int,
+        ranks: Alone,
     ) -> None:
         self.frozen, self.task, self.outputs, self.directory = frozen, task, outputs, directory
         self.tokenizer, self.stopwatch = load_tokenizer(tokenizer_directory), stopwatch
         self.started_at_utc = datetime.now(UTC).isoformat(timespec="seconds")
         self.machine = machine()
-        self.tokens_before = tokens_before
+        self.tokens_before, self.ranks = tokens_before, ranks
         self._earlier: tuple[Process, ...] | None = None
 
     def sample(self) -> None:
@@ -51,7 +53,11 @@ class Traces:
         with self.stopwatch.phase("samples"):
             module, trainer = self.task.module, self.frozen.config.trainer
             infra = self.frozen.config.infra
-            written = continuations(module.model, prompts, num_tokens, seed=trainer.seed, infra=infra)
+            written = self.ranks.looking(
+                lambda: continuations(module.model, prompts, num_tokens, seed=trainer.seed, infra=infra)
+            )
+            if self.ranks.rank:
+                return
             samples = tuple(
                 Sample(prompt=decode_text(self.tokenizer, prompt.tolist()), continuation=self._until_the_end(ids))
                 for prompt, ids in zip(prompts, written, strict=True)
@@ -65,6 +71,8 @@ class Traces:
 
     def report(self, version: ModelVersion | None = None) -> None:
         """Write report.html as things stand; `version` is what a finished run was registered as."""
+        if self.ranks.rank:
+            return
         with self.stopwatch.phase("report"):
             path = self.directory / "report.html"
             try:
