@@ -1,0 +1,147 @@
+"""Packed rows equal their sequences run alone, under each kernel; what is masked is never computed."""
+
+import numpy as np
+import pytest
+import torch
+from networks import SHAPES, SIZES, qwen3, some_trees
+from torch.nn.attention.flex_attention import create_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import MistralConfig, MistralForCausalLM
+
+from llmtrain.errors import UnsupportedModel
+from llmtrain.models import attention
+from llmtrain.models.attention import block_mask, by_shape, dense_mask, generating, kernel_of, use
+from llmtrain.models.logprobs import check_log_probs, hidden_states
+from llmtrain.models.packed import Packed, Tree, document, pack
+
+
+def alone(model, trees: list[Tree]) -> list[torch.Tensor]:
+    """The hidden states that `hidden_states` should give, from one plain forward pass for each answer."""
+    found = []
+    for tree in trees:
+        for answer in tree.answers:
+            ids = torch.from_numpy(np.concatenate([tree.prompt, answer.ids]))
+            hidden = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+            places = np.flatnonzero(answer.is_target) + len(tree.prompt) - 1
+            found.append(hidden[places[places >= 0]])
+    return found
+
+
+@pytest.mark.parametrize("pad_to", [1, 128])
+@pytest.mark.parametrize("kernel", ["segments", "sdpa"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-7)])  # norms round to fp32
+def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(kernel, dtype, tolerance, pad_to):
+    model, trees = qwen3(max_position_embeddings=256).to(dtype), some_trees()
+    expected = torch.cat(alone(model, trees))
+    directions = torch.randn(expected.shape, dtype=dtype)
+    (expected * directions).sum().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.base_model.named_parameters()}
+    model.zero_grad()
+
+    use(model, kernel)
+    found = hidden_states(model, pack(trees, pad_to))
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    (found * directions).sum().backward()
+    for name, parameter in model.base_model.named_parameters():
+        assert (parameter.grad - gradients[name]).norm() <= 10 * tolerance * gradients[name].norm(), name
+
+
+def test_each_shape_of_segment_is_one_call(monkeypatch):
+    calls = []
+
+    def counted(query, *others, **named):
+        calls.append((len(query), query.shape[2]))
+        return scaled_dot_product_attention(query, *others, **named)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", counted)
+    model, packed = qwen3(num_hidden_layers=1), pack(some_trees())
+    use(model, "segments")
+    hidden_states(model, packed)
+    shapes = by_shape(packed.segments)
+    assert sorted(calls) == sorted((len(members), length) for (length, _), members in shapes.items())
+    assert (2, 8) in calls, "the two documents of nine tokens go together"
+    assert (2, 4) in calls, "and so do the two rejected answers of five tokens with prompts of four"
+    assert sum(count * length for count, length in calls) == packed.num_tokens
+
+
+def test_dropout_is_drawn_within_segments_too():
+    model, packed = qwen3(attention_dropout=0.5).train(), pack(some_trees())
+    use(model, "segments")
+    with torch.no_grad():
+        assert not torch.equal(hidden_states(model, packed), hidden_states(model, packed))
+
+
+def rows() -> dict[str, Packed]:
+    random = np.random.default_rng(1)
+    long = [document(random.integers(97, size=size)) for size in (300, 5, 130, 2, 260)]
+    return {"trees": pack(some_trees()), "padded": pack(some_trees(), pad_to=256), "long documents": pack(long)}
+
+
+@pytest.mark.parametrize("row", rows())
+def test_the_block_mask_is_the_dense_mask(row):
+    packed = rows()[row]
+    dense, blocks = dense_mask(packed), block_mask(packed)
+    size = packed.num_tokens
+    assert torch.equal(create_mask(blocks.mask_mod, None, None, size, size, device="cpu")[0, 0], dense)
+    padded = torch.zeros(*(-(-size // edge) * edge for edge in blocks.BLOCK_SIZE), dtype=torch.bool)
+    padded[:size, :size] = dense
+    tiles = padded.unflatten(1, (-1, blocks.BLOCK_SIZE[1])).unflatten(0, (-1, blocks.BLOCK_SIZE[0])).transpose(1, 2)
+    assert torch.equal(blocks.to_dense()[0, 0].bool(), tiles.any(dim=(2, 3))), "what is masked whole is skipped"
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_flex_attention_computes_what_sdpa_does_under_the_dense_mask():
+    """Uncompiled, forward only: all that a CPU can do of it."""
+    packed = pack(some_trees())
+    query, key, value = torch.randn(3, 1, 4, packed.num_tokens, 8, dtype=torch.float64).unbind()
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=dense_mask(packed))
+    found = flex_attention(query, key, value, block_mask=block_mask(packed))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("kernel", ["segments", "flex"])
+def test_kernels_agree_on_cuda(kernel):
+    model, found = qwen3(head_dim=16, max_position_embeddings=512).cuda(), {}
+    packed = rows()["long documents"].to("cuda")
+    for chosen in ("sdpa", kernel):
+        use(model, chosen)
+        model.zero_grad()
+        hidden = hidden_states(model, packed)
+        hidden.square().sum().backward()
+        found[chosen] = [hidden.detach(), *(parameter.grad for parameter in model.base_model.parameters())]
+    for ours, theirs in zip(found[kernel], found["sdpa"], strict=True):
+        assert (ours - theirs).norm() <= 2e-3 * theirs.norm()  # products may be in TF32
+
+
+def test_rows_that_are_not_packed_run_as_ever_under_each_kernel():
+    model = qwen3().eval()
+    ids, mask = torch.randint(97, (3, 12)), torch.ones(3, 12, dtype=torch.int64)
+    mask[0, :5] = 0
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask).logits
+        use(model, "segments")
+        assert torch.equal(model(input_ids=ids, attention_mask=mask).logits[1:], expected[1:])
+        assert torch.equal(model(input_ids=ids, attention_mask=mask).logits[0, 5:], expected[0, 5:])
+
+
+@pytest.mark.parametrize("kernel", ["segments", "sdpa", "flex"])
+def test_generating_is_transformers_own_and_the_kernel_comes_back(kernel):
+    model = qwen3()
+    use(model, kernel)
+    with pytest.raises(KeyError), generating(model):  # noqa: PT012
+        assert model.config._attn_implementation == "sdpa"
+        raise KeyError
+    assert kernel_of(model) == kernel
+
+
+def test_sliding_windows_are_refused_and_the_kernel_that_has_them_is_named():
+    model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8))
+    use(model, "segments")
+    with pytest.raises(UnsupportedModel, match="sliding_window"):
+        check_log_probs(model)
+
+
+def test_the_shapes_are_what_the_tests_above_need():
+    assert len(some_trees()) == len(SHAPES)
+    assert {len(shape) for shape in SHAPES} == {2, 3, 4}
