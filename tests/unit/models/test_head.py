@@ -64,7 +64,7 @@ def test_a_loss_of_sums_and_its_gradients_equal_those_of_all_logits(counts, chun
     sums = log_probs.new_zeros(len(lengths)).index_add(0, owners, log_probs)
     theirs = pairwise_loss(sums, slice(0, len(lengths)))
 
-    chunks = chunks_of(counts_of(owners, len(lengths)), 2, chunk_tokens)
+    chunks = chunks_of(COUNTS[counts], 2, chunk_tokens)
     ours = loss_of_sums(hidden, weight, targets, owners, chunks, pairwise_loss, chunk_tokens)
     torch.testing.assert_close(ours, theirs, rtol=PRECISION[dtype], atol=PRECISION[dtype])
     assert_near(gradients(ours, hidden, weight), gradients(theirs, hidden, weight), PRECISION[dtype])
@@ -105,7 +105,7 @@ def test_what_is_frozen_has_no_gradient_and_the_rest_the_same(kind, trains):
     def loss(hidden: Tensor, weight: Tensor) -> Tensor:
         match kind:
             case "sums":
-                chunks = chunks_of(counts_of(owners, 4), 2, 4)
+                chunks = chunks_of(owners.bincount().tolist(), 2, 4)
                 return loss_of_sums(hidden, weight, targets, owners, chunks, pairwise_loss, 4)
             case "tokens":
                 return loss_of_tokens(hidden, weight, targets, 0.5, 4)
@@ -143,7 +143,7 @@ def test_gradients_are_the_slopes_of_the_loss(kind):
     """Numerical derivatives: no formula is involved. `tied`: the hidden states are made of the same weight."""
     hidden, weight, targets = setting(7, 9)
     owners = torch.tensor([0, 0, 0, 1, 2, 3, 3])
-    chunks = chunks_of(counts_of(owners, 4), 2, 3)
+    chunks = chunks_of([3, 1, 1, 2], 2, 3)
     losses = {
         "sums": lambda: loss_of_sums(hidden, weight, targets, owners, chunks, pairwise_loss, 3),
         "tokens": lambda: loss_of_tokens(hidden, weight, targets, 0.3, 3),
@@ -161,7 +161,7 @@ def test_under_autocast_products_are_in_bf16_and_sums_in_fp32(chunk_tokens):
     lengths = torch.tensor([3, 5, 2, 6])
     owners = torch.arange(4).repeat_interleave(lengths)
     hidden, weight, targets = setting(16, 97, torch.float32)
-    chunks = chunks_of(counts_of(owners, 4), 2, chunk_tokens)
+    chunks = chunks_of(lengths.tolist(), 2, chunk_tokens)
     exact = loss_of_sums(hidden, weight, targets, owners, chunks, pairwise_loss, chunk_tokens)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = loss_of_sums(hidden, weight, targets, owners, chunks, pairwise_loss, chunk_tokens)
@@ -182,9 +182,7 @@ def test_under_autocast_products_are_in_bf16_and_sums_in_fp32(chunk_tokens):
     ],
 )
 def test_chunks_are_whole_groups(counts, group, chunk_tokens, expected):
-    owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
-    found = chunks_of(counts_of(owners, len(counts)), group, chunk_tokens)
-    assert found == [Chunk(slice(a, b), slice(c, d)) for a, b, c, d in expected]
+    assert chunks_of(counts, group, chunk_tokens) == [Chunk(slice(a, b), slice(c, d)) for a, b, c, d in expected]
 
 
 class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -205,7 +203,7 @@ def test_no_more_than_a_chunk_of_logits_exists(kind):
     vocabulary, chunk, num_targets = 1_000, 16, 512
     hidden, weight, targets = setting(num_targets, vocabulary, torch.float32)
     owners = torch.arange(num_targets) // (num_targets // 2 if kind == "one long group" else 4)
-    chunks = chunks_of(counts_of(owners, int(owners[-1]) + 1), 2, chunk)
+    chunks = chunks_of(owners.bincount().tolist(), 2, chunk)
     with Watch() as watch:
         match kind:
             case "tokens":
@@ -232,5 +230,5 @@ def test_a_group_that_is_longer_than_a_chunk_is_passed_over_twice_and_no_other()
     hidden, weight, targets = setting(20, 50)
     owners = torch.tensor([0] * 4 + [1] * 10 + [2] * 3 + [3] * 3)
     with Products() as products:
-        loss_of_sums(hidden, weight, targets, owners, chunks_of(counts_of(owners, 4), 2, 8), pairwise_loss, 8)
+        loss_of_sums(hidden, weight, targets, owners, chunks_of([4, 10, 3, 3], 2, 8), pairwise_loss, 8)
     assert products.rows == 14 + 14 + 6
