@@ -1,6 +1,7 @@
 """Chats, prepared once and kept under `outputs` by what they are made of."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ from llmtrain.data.tokenizer import load_tokenizer, special_token_in
 from llmtrain.errors import DataError
 
 CHATS_AT_ONCE = 1000
+SAY_EVERY_S = 5
 
 
 def prepare_chats(
@@ -61,10 +63,13 @@ def prepare_chats(
         verify(text, outputs)
         chats, refused, num_duplicates = _chats_by_split(data, outputs / text.path)
         content = hashlib.sha256()
-        counts, num_targets = {}, 0
+        counts, num_targets, said_at = {}, 0, time.monotonic()
         for split in SPLITS:
             writer = ChatWriter(directory, split, smallest_dtype(len(tokenizer)))
             for chat in _tokenised(template, chats[split], max_tokens):
+                if time.monotonic() - said_at > SAY_EVERY_S:
+                    said_at = time.monotonic()
+                    say(f"tokenised {len(writer.num_targets):,} of {len(chats[split]):,} chats of the {split} split")
                 if isinstance(chat, Refused):
                     refused.append(chat)
                 else:
