@@ -1,4 +1,4 @@
-"""A pretraining and a DPO run that were never computed: every file that a report reads, by the real writers."""
+"""A run of each trainer that was never computed: every file that a report reads, by the real writers."""
 
 import json
 import math
@@ -14,10 +14,22 @@ from llmtrain.telemetry.metrics import MetricsFile
 HOSTILE = "</script><script>document.title = 'taken over'</script><img src=x onerror=alert(1)> & \"quoted\" '"
 """What a document may hold: it must stay text."""
 BASELINES = {"unigram/loss": 6.0, "unigram/bits_per_byte": 2.5}
-DPO_BASELINES = {"base/accuracy": 0.4, "base/accuracy_se": 0.02, "longer/accuracy": 0.55, "base/heldout_loss": 4.0,
-                 "base/heldout_bits_per_byte": 1.7}  # fmt: skip
+DPO_BASELINES = {"base/loss": math.log(2), "base/margin": 0.0, "base/accuracy": 0.4, "base/accuracy_se": 0.02,
+                 "longer/accuracy": 0.55, "base/heldout_loss": 4.0, "base/heldout_bits_per_byte": 1.7}  # fmt: skip
 DPO_FIGURES = {"loss": 0.5, "accuracy": 0.625, "accuracy_se": 0.03, "margin": 0.25, "chosen_logp_change": -2.0,
-               "heldout_loss": 4.2, "heldout_bits_per_byte": 1.8}  # fmt: skip
+               "heldout_loss": 4.2, "heldout_bits_per_byte": 1.8, "chosen_logp_change_per_token": -0.05,
+               "rejected_logp_change_per_token": -0.3, "margin_length_correlation": 0.125, "kl_k1": 0.01, "kl_k3": 0.02,
+               "accuracy_longer_chosen": 0.75, "accuracy_shorter_chosen": 0.5}  # fmt: skip
+HELDOUT = {"heldout_loss": 4.2, "heldout_bits_per_byte": 1.8}
+HELDOUT_BEFORE = {"base/heldout_loss": 4.0, "base/heldout_bits_per_byte": 1.7}
+SIMPO_BASELINES = DPO_BASELINES | {"base/loss": 0.9, "base/margin": 0.125}
+KTO_FIGURES = {"loss": 0.45, "accuracy": 0.7, "accuracy_se": 0.02, "margin": 0.5, "chosen_logp_change": 1.0, **HELDOUT}
+KTO_BASELINES = {"base/loss": 0.5, "commoner/accuracy": 0.6, **HELDOUT_BEFORE}
+SFT_FIGURES = {"loss": 1.5, **HELDOUT}
+SFT_BASELINES = {"base/loss": 3.0, **HELDOUT_BEFORE}
+DISTILL_FIGURES = {"loss": 0.7, "divergence": 0.25, "heldout_loss": 4.5, "heldout_bits_per_byte": 1.875}
+DISTILL_BASELINES = {"unigram/heldout_loss": 6.0, "unigram/heldout_bits_per_byte": 2.5, "unigram/divergence": 1.25,
+                     "teacher/heldout_loss": 4.25, "teacher/heldout_bits_per_byte": 1.75}  # fmt: skip
 MARGINS = Margins(split="test", beta=0.1, before=(-4.0, -2.0, 0.0, 3.0), after=(-5.0, 4.0, 2.0, 13.0))
 """Reward margins -0.1, 0.6, 0.2 and 1.0."""
 
@@ -26,12 +38,21 @@ MARGINS = Margins(split="test", beta=0.1, before=(-4.0, -2.0, 0.0, 3.0), after=(
 class PaperRuns:
     outputs: Path
     pretrain: Path
+    sft: Path
     dpo: Path
+    simpo: Path
+    kto: Path
+    distill: Path
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        return self.pretrain, self.sft, self.dpo, self.simpo, self.kto, self.distill
 
 
 def write_runs(outputs: Path) -> PaperRuns:
-    """Both runs, finished."""
+    """All of them, finished."""
     text, pairs = _manifest(outputs, "text", "data/t"), _manifest(outputs, "preferences", "data/p")
+    chats = _manifest(outputs, "chats", "data/c")
     resolved = {
         "tokenizer_path": "tokenizers/x",
         "tokenizer_sha256": "aa" * 32,
@@ -52,29 +73,48 @@ def write_runs(outputs: Path) -> PaperRuns:
     pretrain = _run(outputs, base, rows, BASELINES, figures, (0, 10, 20))
 
     parent = TrainedModel.read(pretrain / "trained.json")
-    tuned = FrozenRun(
-        config=load_config(["trainer=dpo", "model=qwen3_tiny", "tracking.uri=http://me:secret@mlflow.example:5000/"]),
-        resolved=Resolved(
-            **resolved,
-            pairs_path=pairs.path,
-            pairs_sha256=pairs.content_sha256,
-            parent_version=f"{base.config.name}@1.0.0",
-            parent_path=parent.path,
-            parent_weights_sha256=parent.weights_sha256,
-        ),
-        attempt=1,
-    )
-    rows = [{"train/loss": 0.7 - step / 100} for step in range(8)]
-    rows[7] |= {f"validation/{name}": value for name, value in DPO_FIGURES.items()}
-    dpo = _run(outputs, tuned, rows, DPO_BASELINES, {f"test/{k}": v for k, v in DPO_FIGURES.items()}, (0, 8))
+    from_base = {
+        "parent_version": f"{base.config.name}@1.0.0",
+        "parent_path": parent.path,
+        "parent_weights_sha256": parent.weights_sha256,
+    }
+    with_pairs = {"pairs_path": pairs.path, "pairs_sha256": pairs.content_sha256, **from_base}
+
+    def run(
+        name: str, overrides: list[str], references: dict[str, str | None], before: dict[str, float],
+        after: dict[str, float],
+    ) -> Path:  # fmt: skip
+        frozen = FrozenRun(
+            config=load_config(["model=qwen3_tiny", f"name={name}", *overrides]),
+            resolved=Resolved(**(no_pairs | resolved | references)),
+            attempt=1,
+        )
+        rows = [{"train/loss": 0.7 - step / 100} for step in range(8)]
+        rows[7] |= {f"validation/{metric}": value for metric, value in after.items()}
+        figures = {f"test/{metric}": value for metric, value in after.items()}
+        return _run(outputs, frozen, rows, before, figures, (0, 8))
+
+    no_pairs = {"pairs_path": None, "pairs_sha256": None, **no_parent}
+    with_chats = {"chats_path": chats.path, "chats_sha256": chats.content_sha256, **from_base}
+    sft = run("qwen3_tiny-sft", ["trainer=sft"], with_chats, SFT_BASELINES, SFT_FIGURES)
+    tracking = "tracking.uri=http://me:secret@mlflow.example:5000/"
+    dpo = run("qwen3_tiny-dpo", ["trainer=dpo", tracking], with_pairs, DPO_BASELINES, DPO_FIGURES)
     MARGINS.write(dpo / "margins.json")
-    return PaperRuns(outputs, pretrain, dpo)
+    losses = ["trainer=dpo", "trainer.loss=simpo"]
+    simpo = run("qwen3_tiny-simpo", losses, with_pairs, SIMPO_BASELINES, DPO_FIGURES)
+    MARGINS.model_copy(update={"rewards": (0.25, 0.5, 1.0, 2.0)}).write(simpo / "margins.json")
+    kto = run("qwen3_tiny-kto", ["trainer=kto"], with_pairs, KTO_BASELINES, KTO_FIGURES)
+    taught = {"teacher_path": parent.path, "teacher_weights_sha256": parent.weights_sha256}
+    settings = ["trainer=distill", "trainer.teacher=qwen3_tiny-pretrain@1.0.0"]
+    distill = run("qwen3_tiny-distill", settings, taught, DISTILL_BASELINES, DISTILL_FIGURES)
+    return PaperRuns(outputs, pretrain, sft, dpo, simpo, kto, distill)
 
 
 def _manifest(outputs: Path, kind: str, path: str) -> DatasetManifest:
     splits = {name: SplitCounts(num_documents=number, num_tokens=1234 * number, num_bytes=4321 * number)
               for number, name in ((18, "train"), (1, "validation"), (2, "test"))}  # fmt: skip
-    manifest = DatasetManifest(parents=(), kind=kind, path=path, content_sha256=("bb" if kind == "text" else "cc") * 32,
+    content = {"text": "bb", "preferences": "cc", "chats": "ab"}[kind] * 32
+    manifest = DatasetManifest(parents=(), kind=kind, path=path, content_sha256=content,
                                tokenizer_sha256="aa" * 32, splits=splits, sources={"a <b> source": "CC-BY-4.0"},
                                num_duplicates=7, num_refused=3, files={})  # fmt: skip
     (outputs / path).mkdir(parents=True)

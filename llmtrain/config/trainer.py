@@ -27,7 +27,8 @@ class _Trainer(Settings):
     decay_share: Annotated[float, Gt(0), Le(1), Changes.MATHEMATICS, Added(3, 0.2)]
     """Share of the run's tokens over which `schedule=wsd` falls at the end; the others do not use it."""
     optimizer: Annotated[Literal["adamw", "muon", "adamw_8bit"], Changes.MATHEMATICS, Added(3, "adamw")]
-    """`adamw`; `muon` for the blocks' matrices with AdamW for the rest; `adamw_8bit`: moments in eight bits (CUDA)."""
+    """`adamw`; `muon` for the blocks' matrices with AdamW for the rest, refused with an adapter; `adamw_8bit`: moments
+    in eight bits (CUDA)."""
     muon_momentum: Annotated[float, Ge(0), Lt(1), Changes.MATHEMATICS, Added(3, 0.95)]
     """Decay of Muon's running gradient; only `optimizer=muon` uses it."""
     weight_decay: Annotated[float, Ge(0), Changes.MATHEMATICS]
@@ -94,7 +95,8 @@ class DistillTrainer(_OnText):
     """`forward`: KL(teacher || student), covers all that the teacher says; `reverse`: KL(student || teacher), keeps to
     what it says most."""
     temperature: Annotated[float, Gt(0), Changes.MATHEMATICS]
-    """Both distributions are softened by it; the loss is multiplied by its square, so that gradients keep their size."""
+    """Both distributions are softened by it; the divergence is multiplied by its square, so that gradients keep their
+    size."""
     teacher_top_k: Annotated[int, Gt(0), Changes.MATHEMATICS]
     """Entries of the teacher's distribution kept for each token, on disk; the rest counts as one entry."""
     ce_weight: Annotated[float, Ge(0), Le(1), Changes.MATHEMATICS]
@@ -126,8 +128,8 @@ class DPOTrainer(_Trainer):
         Changes.MATHEMATICS,
         Added(3, "sigmoid"),
     ]
-    """Which member of the family; llmtrain/training/preference_losses.py has each with its paper. `simpo` and `orpo` need
-    no reference; `kto` judges single answers and takes `data=votes_jsonl` too."""
+    """Which member of the family; llmtrain/training/preference_losses.py has each with its paper. `simpo` and `orpo`
+    need no reference; `kto` judges single answers and takes `data=votes_jsonl` too."""
     beta: Annotated[float, Gt(0), Changes.MATHEMATICS]
     """How strongly the policy is held to the reference: the implicit reward is beta times the log-ratio. `ipo`'s tau;
     `orpo`'s weight of the odds ratio."""
@@ -152,6 +154,11 @@ class DPOTrainer(_Trainer):
             raise ValueError(
                 f"label_smoothing={self.label_smoothing} has no meaning for loss={self.loss}; "
                 f"set trainer.label_smoothing=0, or trainer.loss=sigmoid or robust"
+            )
+        if self.sft_weight and self.loss == "orpo":
+            raise ValueError(
+                f"sft_weight={self.sft_weight} would count the chosen answers' cross-entropy twice: loss=orpo has it; "
+                f"set trainer.sft_weight=0, and trainer.beta for the weight of orpo's other term"
             )
         return self
 

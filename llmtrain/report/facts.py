@@ -41,6 +41,8 @@ class Facts:
     version: ModelVersion | None
     ancestors: list[Ancestor]
     """The nearest first."""
+    teacher: Ancestor | None
+    """What it learnt from, where that was trained here."""
 
 
 def gather(directory: Path, outputs: Path, version: ModelVersion | None = None) -> Facts:
@@ -54,7 +56,8 @@ def gather(directory: Path, outputs: Path, version: ModelVersion | None = None) 
         version = ModelVersion.read(directory / "version.json")
     names = ("baselines.json", "margins.json", "processes.json", "trained.json")
     baselines, margins, processes, trained = (directory / name for name in names)
-    prepared = [frozen.resolved.text_path, frozen.resolved.pairs_path]
+    resolved = frozen.resolved
+    prepared = [resolved.text_path, resolved.pairs_path, resolved.chats_path]
     return Facts(
         frozen=frozen,
         rows=read(directory / METRICS_FILE),
@@ -66,26 +69,30 @@ def gather(directory: Path, outputs: Path, version: ModelVersion | None = None) 
         trained=TrainedModel.read(trained) if version and trained.exists() else None,
         version=version,
         ancestors=_ancestors(frozen, directory, outputs),
+        teacher=_ancestor(resolved.teacher_path, None, directory, outputs),
     )
 
 
 def _ancestors(frozen: FrozenRun, directory: Path, outputs: Path) -> list[Ancestor]:
     found: list[Ancestor] = []
-    while frozen.resolved.parent_path:
-        run = (outputs / frozen.resolved.parent_path).parent
-        if not (run / "trained.json").exists() or not (run / "config.json").exists():
-            break  # of a model that was not trained here, the parent's hash is all that is known
-        label, trained = frozen.resolved.parent_version, TrainedModel.read(run / "trained.json")
-        report = run / "report.html"
-        frozen = thaw(run / "config.json")
-        found.append(
-            Ancestor(
-                label=label or frozen.config.name,
-                run_id=trained.run_id,
-                trainer=trained.trainer,
-                weights_sha256=trained.weights_sha256,
-                num_tokens_seen=trained.num_tokens_seen,
-                link=os.path.relpath(report, directory) if report.exists() else None,
-            )
-        )
+    while ancestor := _ancestor(frozen.resolved.parent_path, frozen.resolved.parent_version, directory, outputs):
+        assert frozen.resolved.parent_path is not None
+        found.append(ancestor)
+        frozen = thaw((outputs / frozen.resolved.parent_path).parent / "config.json")
     return found
+
+
+def _ancestor(path: str | None, version: str | None, directory: Path, outputs: Path) -> Ancestor | None:
+    """The model of `path`; None of one that was not trained here, whose hash is all that is known."""
+    run = (outputs / path).parent if path else directory
+    if path is None or not (run / "trained.json").exists() or not (run / "config.json").exists():
+        return None
+    trained, report = TrainedModel.read(run / "trained.json"), run / "report.html"
+    return Ancestor(
+        label=version or thaw(run / "config.json").config.name,
+        run_id=trained.run_id,
+        trainer=trained.trainer,
+        weights_sha256=trained.weights_sha256,
+        num_tokens_seen=trained.num_tokens_seen,
+        link=os.path.relpath(report, directory) if report.exists() else None,
+    )

@@ -13,18 +13,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llmtrain import __version__
 from llmtrain.artifacts import ModelVersion
-from llmtrain.config.trainer import DPOTrainer
+from llmtrain.report.baselines import levels
 from llmtrain.report.charts import HEIGHT, WIDTH, Chart, Histogram, curve_chart, histogram, short
 from llmtrain.report.facts import Facts, gather
 from llmtrain.report.records import Margins, Process, Samples
 from llmtrain.report.settings import lines
-from llmtrain.report.verdict import accuracy_baselines, figures, verdict
+from llmtrain.report.verdict import diagnostics, figures, verdict
 from llmtrain.telemetry.curves import PANELS
 
 HERE = Path(__file__).parent
 MOST_SAMPLES = 8
 """Steps whose samples are shown, the first and the last among them."""
 MOST_SOURCES = 20
+KINDS = {"text": ("Text", "documents"), "preferences": ("Preferences", "pairs"), "chats": ("Chats", "chats")}
+"""Of data: its title, and what a split counts."""
 
 
 def page(directory: Path, outputs: Path, version: ModelVersion | None = None) -> str:
@@ -48,7 +50,9 @@ def page(directory: Path, outputs: Path, version: ModelVersion | None = None) ->
         height=HEIGHT,
         prompts=_by_prompt(facts.samples),
         preferences=_preferences(facts.margins) if facts.margins else None,
+        diagnostics=diagnostics(facts),
         settings=lines(facts.frozen.config),
+        kinds=KINDS,
         most_sources=MOST_SOURCES,
         phases=_phases(facts.processes),
         tokens_per_second=_tokens_per_second(facts.processes),
@@ -79,18 +83,8 @@ def _progress(facts: Facts) -> str:
 
 
 def _charts(facts: Facts) -> list[Chart]:
-    base, zero = facts.baselines, {"the base model": 0.0}
-    levels: dict[str, dict[str, float]] = {}
-    if isinstance(facts.frozen.config.trainer, DPOTrainer):
-        levels["validation/loss"] = {"policy = reference": math.log(2)}
-        levels["validation/accuracy"] = accuracy_baselines(base)
-        levels["validation/margin"] = levels["validation/chosen_logp_change"] = zero
-        if "base/heldout_loss" in base:
-            levels["validation/heldout_loss"] = {"the base model": base["base/heldout_loss"]}
-    elif base:
-        levels["validation/loss"] = {"a unigram model": base["unigram/loss"]}
-        levels["validation/bits_per_byte"] = {"a unigram model": base["unigram/bits_per_byte"]}
-    charts = [curve_chart(title, unit, facts.rows, keys, levels.get(keys[-1], {})) for title, unit, keys in PANELS]
+    against = levels(facts.frozen.config.trainer, facts.baselines)
+    charts = [curve_chart(title, unit, facts.rows, keys, against.get(keys[-1], {})) for title, unit, keys in PANELS]
     return [chart for chart in charts if chart]
 
 
@@ -107,9 +101,13 @@ def _by_prompt(samples: Sequence[Samples]) -> list[tuple[str, list[tuple[int, st
 
 def _preferences(margins: Margins) -> dict[str, Any]:
     """Histograms and summary of the pairs of one split, before and after tuning."""
-    rewards = [margins.beta * (after - before) for before, after in zip(margins.before, margins.after, strict=True)]
+    rewards = margins.rewards
+    title = "Reward margin, nats"
+    if rewards is None:
+        rewards = tuple(margins.beta * (a - b) for b, a in zip(margins.before, margins.after, strict=True))
+        title = "Reward margin: 0 for every pair before tuning"
     charts: list[tuple[str, Histogram | None]] = [
-        ("Reward margin: 0 for every pair before tuning", histogram({"after": rewards})),
+        (title, histogram({"after": rewards})),
         (
             "ln p(chosen) − ln p(rejected), nats",
             histogram({"before": margins.before, "after": margins.after}),

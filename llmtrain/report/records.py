@@ -46,7 +46,7 @@ class Samples(Trace):
 class Margins(Trace):
     """`margins.json`: ln p(chosen) - ln p(rejected) of each pair, in nats, as of the last evaluation.
 
-    The reward margin of DPO is `beta * (after - before)`.
+    The reward margin is `beta * (after - before)` where the loss does not define another.
     """
 
     split: Literal["validation", "test"]
@@ -55,6 +55,8 @@ class Margins(Trace):
     """Under the reference."""
     after: tuple[float, ...]
     """Under the tuned model."""
+    rewards: tuple[float, ...] | None = None
+    """The reward margins after tuning, where the loss defines others (per token, without a reference)."""
 
 
 class Process(Trace):

@@ -55,7 +55,8 @@ def lines(config: TrainConfig) -> dict[str, list[Line]]:
 
 @cache
 def _defaults(kind: str) -> dict[str, Any]:
-    return load_config([f"trainer={kind}"]).model_dump(mode="json")
+    has_no_default = [f"trainer.teacher='{NONE}'"] if kind == "distill" else []
+    return load_config([f"trainer={kind}", *has_no_default]).model_dump(mode="json")
 
 
 def _shown(value: Any) -> str:

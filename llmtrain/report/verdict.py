@@ -3,8 +3,11 @@
 import math
 from dataclasses import dataclass
 
-from llmtrain.config.trainer import DPOTrainer
+from llmtrain.config.trainer import DistillTrainer, DPOTrainer, PretrainTrainer, SFTTrainer
+from llmtrain.report.baselines import BASE, TEACHER, UNIGRAM, accuracy_baselines
 from llmtrain.report.facts import Facts
+
+NATS, BITS = "nats per token", "bits per byte"
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Figure:
         return (self.difference > 0) == self.higher_is_better
 
 
-def figures(facts: Facts) -> tuple[str, list[Figure]]:
-    """The split that they were measured on, and the latest figures; none before the first evaluation.
+def latest(facts: Facts) -> tuple[str, dict[str, float]]:
+    """The split that was measured on, and the latest figures by name; none before the first evaluation.
 
     The baselines are of the test split, and so are the figures of a finished run.
     """
@@ -41,40 +44,75 @@ def figures(facts: Facts) -> tuple[str, list[Figure]]:
         split, found = "test", facts.trained.metrics
     else:
         split, found = "validation", next((row for row in reversed(facts.rows) if "validation/loss" in row), {})
-    values = {name.removeprefix(f"{split}/"): value for name, value in found.items() if name.startswith(f"{split}/")}
+    return split, {name.removeprefix(f"{split}/"): found[name] for name in found if name.startswith(f"{split}/")}
+
+
+def figures(facts: Facts) -> tuple[str, list[Figure]]:
+    """The split that they were measured on, and the latest figures beside their baselines."""
+    split, values = latest(facts)
     if not values:
         return split, []
-    base = facts.baselines
-    if not isinstance(facts.frozen.config.trainer, DPOTrainer):
-        unigram = "a unigram model"
-        return split, [
-            Figure("Held-out loss", "nats per token", values["loss"], unigram, base.get("unigram/loss", math.nan)),
-            Figure("Held-out loss", "bits per byte", values["bits_per_byte"], unigram,
-                   base.get("unigram/bits_per_byte", math.nan)),
-        ]  # fmt: skip
-    share, error = values["accuracy"], values["accuracy_se"]
-    before = "the base model"
-    return split, [
-        *(
-            Figure("Preference accuracy", "share of pairs", share, name, baseline, higher_is_better=True, error=error)
-            for name, baseline in accuracy_baselines(base).items()
-        ),
-        Figure("Reward margin", "nats", values["margin"], before, 0.0, higher_is_better=True),
-        Figure("Chosen answers", "nats an answer", values["chosen_logp_change"], before, 0.0, higher_is_better=True),
-        Figure("Held-out loss", "nats per token", values["heldout_loss"], before,
-               base.get("base/heldout_loss", math.nan)),
-        Figure("Held-out loss", "bits per byte", values["heldout_bits_per_byte"], before,
-               base.get("base/heldout_bits_per_byte", math.nan)),
-    ]  # fmt: skip
+    base, trainer = facts.baselines, facts.frozen.config.trainer
+
+    def against(who: str, key: str, name: str, unit: str, metric: str, higher_is_better: bool = False) -> Figure:
+        baseline = base.get(f"{key}/{metric}", math.nan)
+        return Figure(name, unit, values[metric], who, baseline, higher_is_better)
+
+    def language(who: str, key: str, prefix: str = "heldout_") -> list[Figure]:
+        return [
+            against(who, key, "Held-out loss", NATS, f"{prefix}loss"),
+            against(who, key, "Held-out loss", BITS, f"{prefix}bits_per_byte"),
+        ]
+
+    match trainer:
+        case PretrainTrainer():
+            return split, language(UNIGRAM, "unigram", prefix="")
+        case DistillTrainer():
+            divergence = against(UNIGRAM, "unigram", "Divergence from the teacher", NATS, "divergence")
+            return split, [*language(UNIGRAM, "unigram"), *language(TEACHER, "teacher"), divergence]
+        case SFTTrainer():
+            return split, [against(BASE, "base", "Loss on answers", NATS, "loss"), *language(BASE, "base")]
+        case DPOTrainer():
+            unit = "share of votes" if trainer.loss == "kto" else "share of pairs"
+            accuracies = [
+                Figure("Preference accuracy", unit, values["accuracy"], name, baseline, True, values["accuracy_se"])
+                for name, baseline in accuracy_baselines(base).items()
+            ]
+            change = values["chosen_logp_change"]
+            return split, [
+                *accuracies,
+                Figure("Reward margin", "nats", values["margin"], BASE, base.get("base/margin", 0.0), True),
+                Figure(_chosen(trainer), "nats an answer", change, BASE, 0.0, higher_is_better=True),
+                *language(BASE, "base"),
+            ]
 
 
-def accuracy_baselines(baselines: dict[str, float]) -> dict[str, float]:
-    """What a preference accuracy has to beat, by name."""
-    found = {"a coin": 0.5}
-    for name, key in (("the longer answer", "longer/accuracy"), ("the base model", "base/accuracy")):
-        if key in baselines:
-            found[name] = baselines[key]
-    return found
+@dataclass(frozen=True)
+class Diagnostic:
+    """What a preference margin can hide."""
+
+    name: str
+    value: float
+    unit: str
+    meaning: str
+
+
+DIAGNOSTICS = (
+    ("chosen_logp_change_per_token", "Chosen answers", "nats a token", "change from the reference; far below 0, "
+     "they become unlikely too"),
+    ("rejected_logp_change_per_token", "Rejected answers", "nats a token", "change from the reference"),
+    ("accuracy_longer_chosen", "Accuracy where the longer answer is chosen", "share of pairs", ""),
+    ("accuracy_shorter_chosen", "Accuracy where the shorter answer is chosen", "share of pairs", "far below the one "
+     "above, the model prefers length"),
+    ("margin_length_correlation", "Correlation of margin and length", "−1 to 1", "near 1, the margin is length"),
+    ("kl_k3", "Distance from the reference", "nats a token", "k3 on held-out answers; large, it is another model"),
+)  # fmt: skip
+
+
+def diagnostics(facts: Facts) -> list[Diagnostic]:
+    """Those that the latest figures have: of pairs."""
+    _, values = latest(facts)
+    return [Diagnostic(name, values[key], unit, meaning) for key, name, unit, meaning in DIAGNOSTICS if key in values]
 
 
 def verdict(facts: Facts) -> str:
@@ -83,21 +121,46 @@ def verdict(facts: Facts) -> str:
     if not found:
         return "Just begun: nothing is evaluated yet."
     end = "" if split == "test" else " So far, and on the validation split."
-    if not isinstance(facts.frozen.config.trainer, DPOTrainer):
-        loss = found[0]
-        return (
-            f"{loss.value:.3f} nats per token on held-out text, {abs(loss.difference):.3f} "
-            f"{'below' if loss.difference < 0 else 'above'} {loss.baseline} ({loss.baseline_value:.3f}).{end}"
-        )
-    accuracies = [figure for figure in found if figure.name == "Preference accuracy"]
-    hardest = max(accuracies, key=lambda figure: figure.baseline_value)
-    (loss,) = (figure for figure in found if figure.unit == "nats per token")
+    losses = [figure for figure in found if (figure.name, figure.unit) == ("Held-out loss", NATS)]
+    match facts.frozen.config.trainer:
+        case PretrainTrainer():
+            return f"{_against(losses[0], 'held-out text')}{end}"
+        case DistillTrainer():
+            unigram, teacher = losses
+            spread = found[-1]
+            return (
+                f"{_against(unigram, 'held-out text')[:-1]} and {_difference(teacher)}. The divergence from the "
+                f"teacher is {spread.value:.3f} nats per token; {UNIGRAM}'s is {spread.baseline_value:.3f}.{end}"
+            )
+        case SFTTrainer():
+            return f"{_against(found[0], 'held-out answers')} {_cost(losses[0])}{end}"
+        case DPOTrainer() as trainer:
+            accuracies = [figure for figure in found if figure.name == "Preference accuracy"]
+            hardest = max(accuracies, key=lambda figure: figure.baseline_value)
+            words = {True: "above", False: "below", None: "within a standard error of"}[hardest.is_better]
+            what = "Judges as people did" if trainer.loss == "kto" else "Prefers the chosen answer in"
+            units = "of held-out votes" if trainer.loss == "kto" else "of held-out pairs"
+            return (
+                f"{what} {hardest.value:.1%} ± {hardest.error:.1%} {units}, {words} {hardest.baseline} "
+                f"({hardest.baseline_value:.1%}). {_cost(losses[0])}{end}"
+            )
+
+
+def _chosen(trainer: DPOTrainer) -> str:
+    return "Desirable answers" if trainer.loss == "kto" else "Chosen answers"
+
+
+def _against(loss: Figure, of: str) -> str:
+    return f"{loss.value:.3f} nats per token on {of}, {_difference(loss)}."
+
+
+def _difference(loss: Figure) -> str:
+    words = "below" if loss.difference < 0 else "above"
+    return f"{abs(loss.difference):.3f} {words} {loss.baseline} ({loss.baseline_value:.3f})"
+
+
+def _cost(loss: Figure) -> str:
+    """What tuning did to the language."""
     change = loss.difference / loss.baseline_value
-    language = (
-        f"{'rose' if change > 0 else 'fell'} by {abs(change):.1%}" if abs(change) >= 0.0005 else "stayed as it was"
-    )
-    words = {True: "above", False: "below", None: "within a standard error of"}[hardest.is_better]
-    return (
-        f"Prefers the chosen answer in {hardest.value:.1%} ± {hardest.error:.1%} of held-out pairs, {words} "
-        f"{hardest.baseline} ({hardest.baseline_value:.1%}). The held-out language loss {language}.{end}"
-    )
+    words = f"{'rose' if change > 0 else 'fell'} by {abs(change):.1%}" if abs(change) >= 0.0005 else "stayed as it was"
+    return f"The held-out language loss {words}."

@@ -16,6 +16,8 @@ PANELS = (
     ("Preference accuracy, validation", "share of pairs", ("validation/accuracy",)),
     ("Reward margin, validation", "nats", ("validation/margin",)),
     ("Change of the chosen answer's log-probability", "nats", ("validation/chosen_logp_change",)),
+    ("Divergence from the teacher, validation", "nats / token", ("validation/divergence",)),
+    ("Distance from the reference, validation (k3)", "nats / token", ("validation/kl_k3",)),
     ("Held-out language loss, validation", "nats", ("validation/heldout_loss",)),
     ("Learning rate", "", ("train/lr",)),
     ("Gradient norm before clipping", "", ("train/grad_norm",)),
@@ -24,8 +26,8 @@ PANELS = (
 """Title, unit, and the metrics drawn; a panel without any of them in the rows is left out."""
 
 
-def plot_curves(metrics_path: Path, png_path: Path, baselines: dict[str, float]) -> None:
-    """Draw what the rows hold against tokens. `baselines` are losses in nats by name: dotted lines in the first panel.
+def plot_curves(metrics_path: Path, png_path: Path, levels: dict[str, dict[str, float]]) -> None:
+    """Draw what the rows hold against tokens. `levels` are baselines by metric and name: dotted lines in its panel.
 
     The picture appears whole or not at all. Infinite and undefined values leave gaps.
     """
@@ -44,11 +46,10 @@ def plot_curves(metrics_path: Path, png_path: Path, baselines: dict[str, float])
     for (title, unit, keys), axes in zip(panels, grid, strict=False):
         for key in keys:
             _draw(axes, rows, key)
-        if title == "Loss":
-            for number, (name, value) in enumerate(baselines.items()):
-                axes.axhline(value, linestyle=":", color=f"C{number + 2}", label=f"{name} ({value:.3g})")
-            if axes.lines:
-                axes.legend(fontsize=8)
+        for number, (name, value) in enumerate(levels.get(keys[-1], {}).items()):
+            axes.axhline(value, linestyle=":", color=f"C{number + 2}", label=f"{name} ({value:.3g})")
+        if axes.lines and (len(keys) > 1 or keys[-1] in levels):
+            axes.legend(fontsize=8)
         axes.set_title(title, fontsize=10)
         axes.set_ylabel(unit)
         axes.set_xlabel("tokens")

@@ -28,6 +28,10 @@ class TopK:
     ids: Tensor
     """[n, k] int64"""
 
+    def __getitem__(self, where: slice) -> "TopK":
+        """What is kept for some of the tokens."""
+        return TopK(self.log_probs[where], self.ids[where])
+
 
 def top_k(teacher_logits: Tensor, k: int, temperature: float) -> TopK:
     """The k likeliest tokens of softmax(teacher_logits / temperature), k less than the vocabulary, likeliest first."""

@@ -18,7 +18,8 @@ from llmtrain.models.logprobs import at_least_fp32, hidden_states, token_log_pro
 from llmtrain.models.packed import Packed, Tree, document, pack
 from llmtrain.training.batches import AnswerLogProbs, packed_pairs, padding
 from llmtrain.training.device import autocast
-from llmtrain.training.losses import accuracy, bits_per_byte, unigram_loss
+from llmtrain.training.diagnostics import preference_diagnostics
+from llmtrain.training.losses import Preferences, accuracy, bits_per_byte, unigram_loss
 from llmtrain.training.preference_losses import Answers, StepFacts, kl_baseline, kto_loss, preference_loss
 
 
@@ -110,27 +111,35 @@ def score_pairs(
     return AnswerLogProbs(chosen=scores[:, 0].contiguous(), rejected=scores[:, 1].contiguous())
 
 
+def judged(
+    policy: AnswerLogProbs, reference: AnswerLogProbs, pairs: PreferencePairs, trainer: DPOTrainer
+) -> tuple[Answers, Preferences]:
+    """The pairs of a split as one step: the policy's answers, and what `trainer.loss` makes of them."""
+    members = map(pairs.__getitem__, range(len(pairs)))
+    lengths = torch.tensor([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in members])
+    answers = Answers(policy.chosen, policy.rejected, *lengths.unbind(dim=1))
+    step = StepFacts(mean_chosen_tokens=lengths[:, 0].double().mean().item(), kl_baseline=None)
+    return answers, preference_loss(trainer, answers, reference, step)
+
+
 def preference_figures(
     policy: AnswerLogProbs, reference: AnswerLogProbs, pairs: PreferencePairs, trainer: DPOTrainer
 ) -> dict[str, float]:
-    """What must be read together: accuracy with its standard error, loss, margin, and the chosen answers' own change.
+    """What must be read together: accuracy with its standard error, loss, margin, the chosen answers' own change, and
+    `preference_diagnostics`.
 
-    The change is in nats an answer. A policy equal to its reference has accuracy 0.5, DPO's loss ln 2, margin and change
-    0.
+    The change is in nats an answer. A policy equal to its reference has accuracy 0.5, DPO's loss ln 2, margin and
+    change 0.
     """
-    lengths = torch.tensor(
-        [[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in map(pairs.__getitem__, range(len(pairs)))]
-    )
-    answers = Answers(policy.chosen, policy.rejected, *lengths.unbind(dim=1))
-    step = StepFacts(mean_chosen_tokens=lengths[:, 0].double().mean().item(), kl_baseline=None)
-    found = preference_loss(trainer, answers, reference, step)
+    answers, found = judged(policy, reference, pairs, trainer)
     share, standard_error = accuracy(found.margins)
     return {
         "loss": found.losses.mean().item(),
         "accuracy": share,
         "accuracy_se": standard_error,
         "margin": found.margins.mean().item(),
-        "chosen_logp_change": found.chosen_changes.mean().item(),
+        "chosen_logp_change": (policy.chosen - reference.chosen).mean().item(),
+        **preference_diagnostics(answers, reference, found.margins),
     }
 
 

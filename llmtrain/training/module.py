@@ -13,20 +13,23 @@ import lightning
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from llmtrain.config.infra import Infra
-from llmtrain.config.trainer import DPOTrainer, Trainer
+from llmtrain.config.trainer import DistillTrainer, DPOTrainer, Trainer
 from llmtrain.errors import NonFiniteLoss
-from llmtrain.models.head import chunks_of, loss_of_sums, loss_of_tokens
+from llmtrain.models.head import chunks_of, loss_of_logits, loss_of_sums, loss_of_tokens
 from llmtrain.models.logprobs import hidden_states
 from llmtrain.training.batches import AnswerLogProbs, MicroBatch, StepBatch
 from llmtrain.training.device import autocast
+from llmtrain.training.divergences import divergence
 from llmtrain.training.evaluation import answer_sums
 from llmtrain.training.optim import optimizer_of
 from llmtrain.training.preference_losses import Answers, StepFacts, kl_baseline, kto_loss, preference_loss
 from llmtrain.training.ranks.alone import Alone
 from llmtrain.training.schedule import learning_rate
+from llmtrain.training.teacher_store import TeacherRows
 
 
 class TokenClock(lightning.LightningModule):
@@ -135,6 +138,30 @@ class CrossEntropy(TokenClock):
         packed = micro_batch.packed
         hidden, weight = hidden_states(self.model, packed), self.model.get_output_embeddings().weight
         return loss_of_tokens(hidden, weight, packed.targets, 1 / step.num_units, self.infra.loss_chunk_tokens)
+
+
+class Distillation(TokenClock):
+    """The divergence from a teacher and the cross-entropy of the text, `ce_weight` of the latter, mean over targets."""
+
+    settings: DistillTrainer
+
+    def __init__(
+        self, model: PreTrainedModel, trainer: DistillTrainer, infra: Infra, total_tokens: int, teacher: TeacherRows
+    ) -> None:
+        super().__init__(model, trainer, infra, total_tokens)
+        self.teacher = teacher
+
+    def loss(self, micro_batch: MicroBatch, step: StepBatch) -> Tensor:
+        packed, settings = micro_batch.packed, self.settings
+        known = self.teacher.of(micro_batch.indices.tolist(), packed.ids.device)
+
+        def of_logits(logits: Tensor, where: slice) -> Tensor:
+            spread = divergence(logits, known[where], settings.temperature, settings.divergence)
+            losses = cross_entropy(logits, packed.targets[where], reduction="none")
+            return torch.lerp(spread, losses, settings.ce_weight).sum() / step.num_units
+
+        hidden, weight = hidden_states(self.model, packed), self.model.get_output_embeddings().weight
+        return loss_of_logits(hidden, weight, of_logits, self.infra.loss_chunk_tokens)
 
 
 class DirectPreference(TokenClock):

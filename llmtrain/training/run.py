@@ -39,6 +39,7 @@ from llmtrain.models import attention
 from llmtrain.models.logprobs import check_log_probs
 from llmtrain.models.start import starting_network
 from llmtrain.registry.registry import Registry
+from llmtrain.report.baselines import levels
 from llmtrain.telemetry.curves import plot_curves
 from llmtrain.telemetry.metrics import MetricsFile, NoMetrics
 from llmtrain.telemetry.progress import Progress
@@ -46,6 +47,7 @@ from llmtrain.telemetry.stopwatch import Stopwatch
 from llmtrain.telemetry.tracking import Tracker, check_tracking, open_tracker
 from llmtrain.training import checkpoints, device, tasks
 from llmtrain.training.batches import steps_from
+from llmtrain.training.diagnostics import warnings_of
 from llmtrain.training.events import Between
 from llmtrain.training.export import export
 from llmtrain.training.ranks.alone import Alone
@@ -183,7 +185,7 @@ def _run(
             if whole is None:
                 return None  # rank 0 does the rest
             trained = export(frozen, whole, inputs, outputs, directory, figures, task.module.tokens)
-        plot_curves(directory / "metrics.jsonl", directory / "curves.png", _chance(config, baselines))
+        plot_curves(directory / "metrics.jsonl", directory / "curves.png", levels(config.trainer, baselines))
         tracker.log(task.module.step + 1, figures)
         version = Registry(outputs).register(config.name, trained, tracker_run_id=tracker.tracker_run_id)
         traces.report(version)
@@ -201,7 +203,7 @@ def _run(
     journal.append("run.finished", run_id=frozen.run_id, version=version.label, weights_sha256=trained.weights_sha256)
     write_whole(directory / "version.json", version.model_dump_json(indent=2) + "\n")
     say(f"registered {version.label}: {outputs / trained.path}; report: {directory / 'report.html'}")
-    _warn_if_language_suffered(config, figures, say)
+    _warn(config, figures, say)
     return trained
 
 
@@ -283,36 +285,22 @@ def _about_dropout(config: TrainConfig) -> str:
     return ""
 
 
-def _warn_if_language_suffered(config: TrainConfig, figures: dict[str, float], say: Say) -> None:
-    match config.trainer:
-        case SFTTrainer() | DPOTrainer() as trainer:
-            rise = figures["test/heldout_loss"] / figures["base/heldout_loss"] - 1
-            if rise > trainer.heldout_loss_warning_share:
-                advice = ", or raise trainer.beta" if isinstance(trainer, DPOTrainer) else ""
-                say(
-                    f"warning: the held-out language loss rose by {rise:.1%}: the model does what it was shown better "
-                    f"and speaks worse; lower trainer.lr or trainer.epochs{advice}"
-                )
-        case _:
-            return
-    if figures.get("test/chosen_logp_change", 0.0) < 0:
+def _warn(config: TrainConfig, figures: dict[str, float], say: Say) -> None:
+    """Say what tuning cost in language, and what a margin hides."""
+    trainer = config.trainer
+    if not isinstance(trainer, SFTTrainer | DPOTrainer):
+        return
+    rise = figures["test/heldout_loss"] / figures["base/heldout_loss"] - 1
+    if rise > trainer.heldout_loss_warning_share:
+        advice = ", or raise trainer.beta" if isinstance(trainer, DPOTrainer) else ""
         say(
-            f"note: the chosen answers became less likely too ({figures['test/chosen_logp_change']:+.1f} nats an "
-            f"answer), only less so than the rejected ones"
+            f"warning: the held-out language loss rose by {rise:.1%}: the model does what it was shown better "
+            f"and speaks worse; lower trainer.lr or trainer.epochs{advice}"
         )
-
-
-def _chance(config: TrainConfig, baselines: dict[str, float]) -> dict[str, float]:
-    """The loss of a model that has learnt nothing, by the name that the curves show."""
-    match config.trainer:
-        case DPOTrainer(loss="sigmoid"):
-            return {"policy = reference": math.log(2)}
-        case DPOTrainer():
-            return {}
-        case SFTTrainer():
-            return {"before": baselines["base/loss"]}
-        case _:
-            return {"unigram model": baselines["unigram/loss"]}
+    if isinstance(trainer, DPOTrainer) and trainer.loss != "kto":
+        found = {name.removeprefix("test/"): value for name, value in figures.items() if name.startswith("test/")}
+        for line in warnings_of(found):
+            say(f"warning: {line}")
 
 
 def _directory(outputs: Path, frozen: FrozenRun) -> Path:

@@ -13,8 +13,8 @@ def learning_rate(
     warmup_tokens: int,
     total_tokens: int,
     min_share: float,
-    schedule: Schedule = "cosine",
-    decay_share: float = 1.0,
+    schedule: Schedule,
+    decay_share: float,
 ) -> float:
     """Linear rise to `peak` over `warmup_tokens`, then by `schedule` to the end at `total_tokens`.
 

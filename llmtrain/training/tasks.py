@@ -10,28 +10,36 @@ from transformers import PreTrainedModel
 from llmtrain.config.adapter import Adapter, NoAdapter
 from llmtrain.config.infra import Infra
 from llmtrain.config.root import TrainConfig
-from llmtrain.config.trainer import DPOTrainer, PretrainTrainer, SFTTrainer, Trainer
+from llmtrain.config.trainer import DistillTrainer, DPOTrainer, PretrainTrainer, SFTTrainer, Trainer
 from llmtrain.data.chats import ChatRows
+from llmtrain.data.order import shuffled
 from llmtrain.data.preferences import PreferencePairs
 from llmtrain.data.text import Ids, TokenShards
 from llmtrain.data.votes import votes
+from llmtrain.models import attention
+from llmtrain.models import directory as model_directory
 from llmtrain.models.adapter import attach
+from llmtrain.models.logprobs import check_log_probs
 from llmtrain.report.records import Margins
 from llmtrain.telemetry.progress import Progress
+from llmtrain.training import device
 from llmtrain.training.batches import ChatSteps, PairSteps, Steps, TextSteps
 from llmtrain.training.evaluation import (
     chat_loss,
+    judged,
     language_loss,
     preference_figures,
     score_pairs,
     unigram_baseline,
     vote_figures,
 )
-from llmtrain.training.losses import accuracy
-from llmtrain.training.module import CrossEntropy, DirectPreference, TokenClock, Votes
+from llmtrain.training.losses import accuracy, bits_per_byte
+from llmtrain.training.module import CrossEntropy, DirectPreference, Distillation, TokenClock, Votes
+from llmtrain.training.preference_losses import REFERENCE_FREE
 from llmtrain.training.reference import reference_log_probs
 from llmtrain.training.resolve import Inputs
 from llmtrain.training.samples import pair_prompts, spread_prompts, text_prompts
+from llmtrain.training.teacher import Text, student_figures, teacher_rows, unigram_divergence
 
 Figures = dict[str, float]
 Heldout = Literal["validation", "test"]
@@ -140,20 +148,92 @@ def preference(
         if trainer.loss == "kto":
             return vote_figures(policy, known, pairs, trainer) | heldout(split)
         before, after = (scores.chosen - scores.rejected for scores in (known, policy))
-        margins = Margins(split=split, beta=trainer.beta, before=tuple(before.tolist()), after=tuple(after.tolist()))
+        rewards = judged(policy, known, pairs, trainer)[1].margins if trainer.loss in REFERENCE_FREE else None
         if directory is not None:
-            margins.write(directory / "margins.json")
+            Margins(
+                split=split,
+                beta=trainer.beta,
+                before=tuple(before.tolist()),
+                after=tuple(after.tolist()),
+                rewards=None if rewards is None else tuple(rewards.tolist()),
+            ).write(directory / "margins.json")
         return preference_figures(policy, known, pairs, trainer) | heldout(split)
 
     def baselines() -> Figures:
-        figures = {f"base/{name}": value for name, value in heldout("test").items()}
+        figures, known = {f"base/{name}": value for name, value in heldout("test").items()}, reference["test"]
         if trainer.loss == "kto":
-            return figures
-        share, standard_error = accuracy(reference["test"].chosen - reference["test"].rejected)
-        longer = splits["test"].longer_is_chosen_accuracy()
-        return {"base/accuracy": share, "base/accuracy_se": standard_error, "longer/accuracy": longer} | figures
+            votes_of = [splits["test"].is_desirable(index) for index in range(len(splits["test"]))]
+            desirable = sum(map(bool, votes_of)) / len(votes_of)
+            started = vote_figures(known, known, splits["test"], trainer)
+            return {"commoner/accuracy": max(desirable, 1 - desirable), "base/loss": started["loss"]} | figures
+        started = preference_figures(known, known, splits["test"], trainer)
+        share, standard_error = accuracy(known.chosen - known.rejected)
+        return {
+            "base/loss": started["loss"],
+            "base/margin": started["margin"],
+            "base/accuracy": share,
+            "base/accuracy_se": standard_error,
+            "longer/accuracy": splits["test"].longer_is_chosen_accuracy(),
+            **figures,
+        }
 
     return Task(module, steps, evaluate, baselines, pair_prompts(splits["validation"]))
+
+
+def distillation(
+    model: PreTrainedModel, trainer: DistillTrainer, config: TrainConfig, inputs: Inputs, outputs: Path
+) -> Task:
+    """Learning from a teacher, judged by the divergence from it and by the held-out loss, held against a unigram model
+    and the teacher itself."""
+    assert inputs.teacher is not None
+    infra, text, teacher_directory = config.infra, inputs.text, inputs.teacher.directory
+    shards = {split: TokenShards(outputs / text.path, split) for split in ("train", "validation", "test")}
+    steps = TextSteps(shards["train"], trainer, trainer.budget_tokens, "stream", infra)
+    num_visited = min(len(steps) * trainer.batch_rows, steps.num_rows)
+    visited = sorted(shuffled(position, steps.num_rows, trainer.seed) for position in range(num_visited))
+    texts = {
+        split: Text(shards[split], trainer.sequence_tokens, visited if split == "train" else None) for split in shards
+    }
+
+    def teacher() -> PreTrainedModel:
+        network = model_directory.load(teacher_directory).to(infra.accelerator)
+        attention.use(network, device.attention_kernel(infra))
+        check_log_probs(network)
+        return network
+
+    progress = Progress(sum(len(part.rows) for part in texts.values()) * trainer.sequence_tokens, "teacher")
+    known = teacher_rows(
+        teacher,
+        texts,
+        trainer,
+        vocab_size=model.get_output_embeddings().weight.shape[0],
+        weights_sha256=inputs.teacher.weights_sha256,
+        text_sha256=text.content_sha256,
+        infra=infra,
+        outputs=outputs,
+        progress=progress.update,
+    )
+    progress.done()
+    _with_adapter(model, config.adapter)
+    module = Distillation(model, trainer, infra, steps.tokens_before(len(steps)), known["train"])
+
+    def evaluate(split: Heldout) -> Figures:
+        figures, num_targets = student_figures(model, texts[split], known[split], trainer, infra)
+        num_bytes = text.splits[split].num_bytes
+        return figures | {"heldout_bits_per_byte": bits_per_byte(figures["heldout_loss"], num_targets, num_bytes)}
+
+    def baselines() -> Figures:
+        counts, vocab_size = text.splits["test"], model.get_output_embeddings().weight.shape[0]
+        unigram = unigram_baseline(shards["train"], shards["test"], counts, vocab_size)
+        of_teacher = language_loss(teacher(), shards["test"], counts, trainer.sequence_tokens, infra)
+        spread = unigram_divergence(
+            shards["train"].token_counts(vocab_size), texts["test"], known["test"], trainer, infra
+        )
+        named = [("unigram", unigram), ("teacher", of_teacher)]
+        found = {f"{who}/heldout_{name}": value for who, figures in named for name, value in figures.items()}
+        return found | {"unigram/divergence": spread}
+
+    return Task(module, steps, evaluate, baselines, text_prompts(shards["validation"]))
 
 
 def _heldout_text(

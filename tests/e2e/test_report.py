@@ -48,7 +48,7 @@ CONTRASTS = """() => {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> PaperRuns:
     runs = write_runs(tmp_path_factory.mktemp("paper") / "outputs")
-    for run in (runs.pretrain, runs.dpo):
+    for run in runs.all:
         (run / "report.html").write_text(html_of(run, runs.outputs))
     return runs
 
@@ -96,7 +96,7 @@ def test_the_button_changes_between_light_and_dark_and_the_choice_is_kept(runs: 
 
 @pytest.mark.parametrize("width", [390, 768, 1400])
 def test_nothing_is_wider_than_the_window(runs: PaperRuns, width: int):
-    for run in (runs.pretrain, runs.dpo):
+    for run in runs.all:
         with opened(run / "report.html", width=width) as page:
             assert page.evaluate("document.documentElement.scrollWidth") == width
             boxes = page.locator(".card").all()

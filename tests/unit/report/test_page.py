@@ -72,6 +72,62 @@ def test_a_preference_run_shows_its_margins_and_links_to_its_parent(runs: PaperR
     assert (runs.dpo / link).samefile(runs.pretrain / "report.html")
 
 
+def test_what_a_margin_can_hide_stands_beside_it(runs: PaperRuns):
+    preferences = squeezed(words(runs.dpo, runs.outputs).sections["preferences"])
+    assert "Chosen answers, nats a token -0.050" in preferences
+    assert "Accuracy where the longer answer is chosen, share of pairs 0.750" in preferences
+    assert "Correlation of margin and length, −1 to 1 0.125" in preferences
+    assert "Distance from the reference, nats a token 0.020" in preferences
+
+
+def test_a_loss_with_margins_of_its_own_shows_those_against_the_base_models(runs: PaperRuns):
+    found = words(runs.simpo, runs.outputs)
+    assert "Reward margin: mean 0.938, median 1.000." in squeezed(found.sections["preferences"])
+    assert "Reward margin: 0 for every pair before tuning" not in found.sections["preferences"]
+    assert "Reward margin, nats against the base model 0.250 0.125 +0.125" in squeezed(found.sections["figures"])
+    assert "policy = reference 0.9" in squeezed(found.sections["curves"])
+
+
+def test_votes_are_held_against_the_commoner_one_and_have_no_histogram(runs: PaperRuns):
+    found = words(runs.kto, runs.outputs)
+    assert "preferences" not in found.sections
+    verdict = squeezed(found.sections[""])
+    assert "Judges as people did 70.0% ± 2.0% of held-out votes, above the commoner vote (60.0%)." in verdict
+    assert "Desirable answers, nats an answer" in squeezed(found.sections["figures"])
+
+
+def test_fine_tuning_is_held_against_the_model_before_it(runs: PaperRuns):
+    found = words(runs.sft, runs.outputs)
+    verdict = squeezed(found.sections[""])
+    assert "1.500 nats per token on held-out answers, 1.500 below the base model (3.000)." in verdict
+    assert "The held-out language loss rose by 5.0%." in verdict
+    assert "Held-out loss, bits per byte against the base model 1.800 1.700 +0.100" in squeezed(
+        found.sections["figures"]
+    )
+    assert "the base model 3" in squeezed(found.sections["curves"])
+    assert "Chats" in found.sections["data"]
+    assert "docstring_chats" in found.sections["lineage"]
+
+
+def test_a_student_stands_between_a_unigram_model_and_its_teacher(runs: PaperRuns):
+    (runs.pretrain / "report.html").write_text(page(runs.pretrain, runs.outputs))
+    found = words(runs.distill, runs.outputs)
+    verdict = squeezed(found.sections[""])
+    assert "4.500 nats per token on held-out text, 1.500 below a unigram model (6.000) and 0.250 above the teacher" in (
+        verdict
+    )
+    assert "The divergence from the teacher is 0.250 nats per token; a unigram model's is 1.250." in verdict
+    assert "a unigram model 6 the teacher 4.25" in squeezed(found.sections["curves"])
+    assert "teacher qwen3_tiny-pretrain pretrain, 10k tokens" in squeezed(found.sections["lineage"])
+    assert f"../../qwen3_tiny-pretrain/{runs.pretrain.name}/report.html" in found.links
+
+
+def test_a_run_on_its_way_has_a_verdict_whatever_its_trainer(runs: PaperRuns):
+    for run in runs.all:
+        (run / "version.json").unlink()
+        assert "So far, and on the validation split." in words(run, runs.outputs).sections[""]
+
+
 def test_a_parent_without_a_report_is_named_and_not_linked(runs: PaperRuns):
     found = words(runs.dpo, runs.outputs)
     assert "qwen3_tiny-pretrain@1.0.0" in found.sections["lineage"]
@@ -133,8 +189,8 @@ def test_a_damaged_file_is_named(runs: PaperRuns):
 
 
 def test_neither_directories_nor_passwords_are_shown(runs: PaperRuns, tmp_path: Path):
-    for run in (runs.pretrain, runs.dpo):
+    for run in runs.all:
         html = page(run, runs.outputs)
         assert str(tmp_path) not in html
         assert "secret" not in html
-    assert "http://mlflow.example:5000/" in html
+    assert "http://mlflow.example:5000/" in page(runs.dpo, runs.outputs)

@@ -11,8 +11,13 @@ def by_key(overrides: list[str]) -> dict[str, Line]:
 
 
 def test_the_default_config_differs_in_nothing():
-    for trainer in ("pretrain", "dpo"):
+    for trainer in ("pretrain", "sft", "dpo"):
         assert [line for line in by_key([f"trainer={trainer}"]).values() if line.differs] == []
+
+
+def test_what_has_no_default_differs():
+    differing = {key for key, line in by_key(["trainer=distill", "trainer.teacher=a@1.0.0"]).items() if line.differs}
+    assert differing == {"trainer.teacher"}
 
 
 def test_an_override_shows_beside_the_default():

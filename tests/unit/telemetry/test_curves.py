@@ -28,12 +28,14 @@ def panels(figure: Figure) -> dict:
 def test_pretraining_shows_losses_with_baselines_and_the_schedule(tmp_path, monkeypatch):
     rows = [{"step": step, "tokens": 100 * step, "train/loss": 5.0 - step, "train/lr": 0.1} for step in range(3)]
     rows[2] |= {"validation/loss": 3.5, "validation/bits_per_byte": 1.5}
-    found = panels(draw(tmp_path, monkeypatch, rows, {"uniform": 8.3}))
+    levels = {"validation/loss": {"uniform": 8.3}, "validation/bits_per_byte": {"uniform": 3.5}, "absent": {"x": 1.0}}
+    found = panels(draw(tmp_path, monkeypatch, rows, levels))
     assert list(found) == ["Loss", "Validation bits per byte", "Learning rate"]
     train, validation, uniform = found["Loss"].lines
     assert (list(train.get_xdata()), list(train.get_ydata())) == ([0, 100, 200], [5.0, 4.0, 3.0])
     assert (list(validation.get_xdata()), list(validation.get_ydata())) == ([200], [3.5])
     assert (uniform.get_label(), uniform.get_linestyle(), uniform.get_ydata()[0]) == ("uniform (8.3)", ":", 8.3)
+    assert found["Validation bits per byte"].lines[1].get_label() == "uniform (3.5)"
     assert (found["Loss"].get_xlabel(), found["Loss"].get_ylabel()) == ("tokens", "nats")
     picture = matplotlib.image.imread(tmp_path / "curves.png")
     assert picture.shape[0] > 500
