@@ -34,7 +34,7 @@ def attach(model: PreTrainedModel, adapter: LoRAAdapter | QLoRAAdapter) -> PreTr
     targets = _targets(model, adapter.targets)
     config = LoraConfig(
         r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft divides by it only
+        lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=list(targets),
         use_rslora=adapter.rslora,
