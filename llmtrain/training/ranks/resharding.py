@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import inject_adapter_in_model
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from llmtrain.errors import UserError
+from llmtrain.models.adapter import is_attached
 from llmtrain.training.ranks.alone import write_state
 
 SHARDS = "shards"
@@ -79,14 +81,18 @@ def cut_optimizer_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> dic
 
 
 def plain_copy(model: PreTrainedModel, state: dict[str, Tensor]) -> PreTrainedModel:
-    """A network like `model` that has the plain tensors of `state`, on the CPU, ties kept."""
+    """A network like `model` that has the plain tensors of `state`, on the CPU, ties and adapter kept."""
     with torch.device("meta"):
         plain = type(model)(copy.deepcopy(model.config))
+        if is_attached(model):
+            inject_adapter_in_model(model.peft_config["default"], plain)
     plain.to_empty(device="cpu")
     plain.tie_weights()
     plain.load_state_dict(state)
     for name, buffer in model.named_buffers():
         plain.get_buffer(name).copy_(buffer)  # those that no state holds: rotary frequencies
+    for name, parameter in model.named_parameters():
+        plain.get_parameter(name).requires_grad_(parameter.requires_grad)
     return plain.train(model.training)
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from llmtrain.config.infra import Infra
 from llmtrain.errors import UserError
+from llmtrain.models.adapter import is_attached
 from llmtrain.training.ranks import resharding
 from llmtrain.training.ranks.alone import Arguments, Around, Result
 from llmtrain.training.ranks.group import Ranks
@@ -119,13 +120,16 @@ class TensorParallel(Sharded):
         prefix = f"{model.base_model_prefix}."
         plan = {f"{prefix}{name}": style for name, style in (model.config.base_model_tp_plan or {}).items()}
         matrices = {name: style for name, style in plan.items() if style in ("colwise", "rowwise") and ".*." in name}
+        if is_attached(model):
+            raise UserError(
+                "infra.strategy=tensor_parallel cuts no adapters; set infra.strategy=fsdp2, or adapter=none"
+            )
         if not matrices:
             raise UserError(
                 f"infra.strategy=tensor_parallel: transformers has no plan for {type(model).__name__}; "
                 f"set infra.strategy=fsdp2"
             )
-        heads = {"num_attention_heads": 0, "num_key_value_heads": 0, "intermediate_size": 0}
-        for name in heads:
+        for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
             if getattr(model.config, name) % self.size:
                 raise UserError(
                     f"infra.strategy=tensor_parallel cannot cut {name}={getattr(model.config, name)} into "
