@@ -188,13 +188,13 @@ def base_of(config: "TrainConfig", directories: list[Path], name: str) -> "Calla
         from pydantic import ValidationError
 
         from llmtrain.config.compose import load_config
-        from llmtrain.config.data import PreferenceData
+        from llmtrain.config.data import TextData
         from llmtrain.config.root import TrainConfig
         from llmtrain.errors import ConfigError
 
         base = load_config(["trainer=pretrain", f"model.name={json.dumps(config.model.name)}"], directories, name)
         kept = {field: getattr(config, field) for field in ("model", "infra", "tracking", "outputs_dir")}
-        data = config.data.text() if isinstance(config.data, PreferenceData) else config.data
+        data = config.data if isinstance(config.data, TextData) else config.data.text()
         try:
             return TrainConfig.model_validate({**dict(base), **kept, "data": data})
         except ValidationError as error:

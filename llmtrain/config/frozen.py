@@ -33,6 +33,8 @@ class Resolved(BaseModel):
     """`name@version`; null when from scratch or when the parent is a run that was never registered."""
     parent_path: str | None
     parent_weights_sha256: str | None
+    parent_shape_sha256: str | None = None
+    """Of a published model: what its config.json says beside its weights."""
     teacher_path: str | None = None
     teacher_weights_sha256: str | None = None
 
@@ -59,6 +61,8 @@ class FrozenRun(BaseModel):
         }
         if self.resolved.chats_sha256:
             identity["chats"] = self.resolved.chats_sha256
+        if self.resolved.parent_shape_sha256:
+            identity["shape"] = self.resolved.parent_shape_sha256
         if self.resolved.teacher_weights_sha256:
             identity["teacher"] = self.resolved.teacher_weights_sha256
         if self.attempt > 1:

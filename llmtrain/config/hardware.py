@@ -16,6 +16,9 @@ class MeasuredHardware(Settings):
     """Power of the whole machine under load, in watts; null where it is not known: energy is not planned then."""
     price_per_hour: Annotated[float | None, Gt(0), Changes.SURFACE, Added(3, None)]
     """US dollars for an hour of the machine; null where nobody pays for it: cost is not planned then."""
+    assumed_mfu: Annotated[float | None, Gt(0), Le(1), Changes.SURFACE, Added(3, None)]
+    """Share of the measured peak that training is taken to reach, causal attention counted half, until runs here have
+    been measured; null where every kernel is timed on its own, which is done on a CPU."""
 
 
 class PublishedHardware(Settings):

@@ -39,6 +39,7 @@ def apply(infra: Infra) -> None:
     if infra.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(infra.deterministic)
+    os.environ.setdefault("DS_ACCELERATOR", infra.accelerator)  # accelerate imports DeepSpeed, which else warns of it
 
 
 def attention_kernel(infra: Infra) -> Kernel:

@@ -83,6 +83,7 @@ def resolve(
             f"note: {parent.label} was not trained on this corpus and split; "
             f"its held-out loss here may be of text that it has seen, or of another kind"
         )
+    shape = _shape_sha256(config, published.directory if published else None)
     frozen = FrozenRun(
         config=config,
         resolved=Resolved(
@@ -97,12 +98,12 @@ def resolve(
             parent_version=parent.version if parent else None,
             parent_path=_relative(parent.directory, outputs) if parent else None,
             parent_weights_sha256=parent.weights_sha256 if parent else None,
+            parent_shape_sha256=shape if published else None,
             teacher_path=_relative(teacher.directory, outputs) if teacher else None,
             teacher_weights_sha256=teacher.weights_sha256 if teacher else None,
         ),
         attempt=1,
     )
-    shape = _shape_sha256(config, published.directory if published else None)
     return frozen, Inputs(tokenizer_directory, text, pairs, chats, parent, teacher, shape)
 
 

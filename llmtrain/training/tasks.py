@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
-from llmtrain.config.adapter import Adapter, NoAdapter
+from llmtrain.config.adapter import Adapter, NoAdapter, QLoRAAdapter
 from llmtrain.config.infra import Infra
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.trainer import DistillTrainer, DPOTrainer, PretrainTrainer, SFTTrainer, Trainer
@@ -130,7 +130,7 @@ def preference(
         splits,
         weights_sha256=inputs.parent.weights_sha256,
         pairs_sha256=inputs.pairs.content_sha256,
-        form=[trainer.loss, trainer.sequence_tokens] if trainer.loss == "kto" else [],
+        form=_form_of_reference(trainer, config.adapter),
         infra=infra,
         outputs=outputs,
         progress=progress.update,
@@ -234,6 +234,14 @@ def distillation(
         return found | {"unigram/divergence": spread}
 
     return Task(module, steps, evaluate, baselines, text_prompts(shards["validation"]))
+
+
+def _form_of_reference(trainer: DPOTrainer, adapter: Adapter) -> list[Any]:
+    """What decides the reference's log-probabilities beside weights, pairs and precision."""
+    found: list[Any] = [trainer.loss, trainer.sequence_tokens] if trainer.loss == "kto" else []
+    if isinstance(adapter, QLoRAAdapter):
+        found += [adapter.quantization, adapter.double_quantization]
+    return found
 
 
 def _heldout_text(

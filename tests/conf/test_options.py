@@ -23,6 +23,7 @@ NEEDED = {
     ],
     ("data", "text_files"): ["data.corpus.paths=[STAND_IN]", "data.corpus.licence=STAND_IN"],
     ("data", "text_jsonl"): ["data.corpus.paths=[STAND_IN]", "data.corpus.licence=STAND_IN"],
+    ("experiment", "pandalm"): ["data.pairs.paths=[STAND_IN]"],
     ("experiment", "shakespeare_char"): ["data.corpus.paths=[STAND_IN]"],
 }
 
