@@ -78,13 +78,15 @@ def figures(facts: Facts) -> tuple[str, list[Figure]]:
                 Figure("Preference accuracy", unit, values["accuracy"], name, baseline, True, values["accuracy_se"])
                 for name, baseline in accuracy_baselines(base).items()
             ]
-            change = values["chosen_logp_change"]
-            return split, [
-                *accuracies,
-                Figure("Reward margin", "nats", values["margin"], BASE, base.get("base/margin", 0.0), True),
-                Figure(_chosen(trainer), "nats an answer", change, BASE, 0.0, higher_is_better=True),
-                *language(BASE, "base"),
+            rewards = [
+                Figure(name, unit, values[metric], BASE, base.get(baseline, 0.0), higher_is_better=True)
+                for metric, name, unit, baseline in (
+                    ("margin", "Reward margin", "nats", "base/margin"),
+                    ("chosen_logp_change", _chosen(trainer), "nats an answer", ""),
+                )
+                if metric in values  # of votes one kind may be missing
             ]
+            return split, [*accuracies, *rewards, *language(BASE, "base")]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PANELS = (
     ("Loss", "nats", ("train/loss", "validation/loss")),
     ("Validation bits per byte", "bits / byte", ("validation/bits_per_byte",)),
-    ("Preference accuracy, validation", "share of pairs", ("validation/accuracy",)),
+    ("Preference accuracy, validation", "share", ("validation/accuracy",)),
     ("Reward margin, validation", "nats", ("validation/margin",)),
     ("Change of the chosen answer's log-probability", "nats", ("validation/chosen_logp_change",)),
     ("Divergence from the teacher, validation", "nats / token", ("validation/divergence",)),

@@ -148,8 +148,8 @@ def vote_figures(
 ) -> dict[str, float]:
     """The same for KTO's votes: an answer is judged right where its reward, ratio minus baseline, has the vote's sign.
 
-    `margin` is the mean reward of desirable answers minus that of undesirable ones, NaN where one kind is missing;
-    `chosen_logp_change` is of desirable answers.
+    `margin` is the mean reward of desirable answers minus that of undesirable ones, left out where one kind is missing;
+    `chosen_logp_change` is of desirable answers, left out where there is none.
     """
     desirable = torch.tensor([bool(votes.is_desirable(index)) for index in range(len(votes))])
     ratios = policy.chosen - reference.chosen
@@ -157,13 +157,16 @@ def vote_figures(
     weights = trainer.desirable_weight, trainer.undesirable_weight
     rewards = trainer.beta * (ratios - baseline)
     share, standard_error = accuracy(torch.where(desirable, rewards, -rewards))
-    return {
+    found = {
         "loss": kto_loss(ratios, desirable, baseline, trainer.beta, *weights).mean().item(),
         "accuracy": share,
         "accuracy_se": standard_error,
-        "margin": (rewards[desirable].mean() - rewards[~desirable].mean()).item(),
-        "chosen_logp_change": ratios[desirable].mean().item(),
     }
+    if desirable.any():
+        found["chosen_logp_change"] = ratios[desirable].mean().item()
+    if desirable.any() and not desirable.all():
+        found["margin"] = (rewards[desirable].mean() - rewards[~desirable].mean()).item()
+    return found
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What stands on the page, at every stage of a run."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -94,6 +95,16 @@ def test_votes_are_held_against_the_commoner_one_and_have_no_histogram(runs: Pap
     verdict = squeezed(found.sections[""])
     assert "Judges as people did 70.0% ± 2.0% of held-out votes, above the commoner vote (60.0%)." in verdict
     assert "Desirable answers, nats an answer" in squeezed(found.sections["figures"])
+
+
+def test_of_votes_a_kind_may_be_missing(runs: PaperRuns):
+    (runs.kto / "version.json").unlink()
+    rows = [json.loads(line) for line in (runs.kto / "metrics.jsonl").read_text().splitlines()]
+    del rows[-1]["validation/margin"], rows[-1]["validation/chosen_logp_change"]
+    (runs.kto / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures = words(runs.kto, runs.outputs).sections["figures"]
+    assert "Preference accuracy" in figures
+    assert "Reward margin" not in figures
 
 
 def test_fine_tuning_is_held_against_the_model_before_it(runs: PaperRuns):
