@@ -39,12 +39,13 @@ def kernel_of(model: PreTrainedModel) -> Kernel:
 
 @contextmanager
 def generating(model: PreTrainedModel) -> Iterator[None]:
-    """transformers' own SDPA, for rows that grow token by token: FlexAttention would be compiled for each length. Not
-    around a forward pass whose activations are computed again outside."""
+    """transformers' own SDPA and no compilation, for rows that grow token by token: FlexAttention, and blocks, would be
+    compiled for each length. Not around a forward pass whose activations are computed again outside."""
     kernel = kernel_of(model)
     use(model, "sdpa")
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         use(model, kernel)
 
