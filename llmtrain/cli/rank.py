@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from llmtrain.cli import UsageError
-from llmtrain.errors import LLMTrainError, TryAgain
+from llmtrain.errors import Interrupted, LLMTrainError, TryAgain
 from llmtrain.files import in_words
 
 PARENT_DIES = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -72,6 +72,8 @@ def _save_if_the_launcher_dies() -> None:
 if __name__ == "__main__":
     try:
         code = main()
+    except KeyboardInterrupt:
+        code = Interrupted.exit_code
     except Exception:
         traceback.print_exc()
         code = 1

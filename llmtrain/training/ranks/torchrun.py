@@ -10,7 +10,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -52,9 +52,11 @@ def run_ranks(directory: Path, ranks: int) -> None:
         local_addr="127.0.0.1",
     )
     agent = LocalElasticAgent(spec, logs_specs=DefaultLogsSpecs())
-    with _forwarding(agent), _importable():
-        result = agent.run()
-    spec.rdzv_handler.shutdown()
+    try:
+        with _forwarding(agent), _importable():
+            result = agent.run()
+    finally:
+        spec.rdzv_handler.shutdown()
     if result.is_failed():
         raise first_error(result.failures, directory)
 
@@ -65,17 +67,25 @@ def first_error(failures: dict[int, ProcessFailure], directory: Path) -> LLMTrai
     if said:
         first = said[min(said)]
         return ERRORS.get(first.exitcode, RunFailed)(first.message)
-    killed = [rank for rank, failure in failures.items() if failure.exitcode < 0]
-    if killed:
-        rank = min(killed, key=lambda rank: (-failures[rank].exitcode in PARTING, failures[rank].timestamp, rank))
-        number, process = signal.Signals(-failures[rank].exitcode), failures[rank].pid
-        hint = " (out of memory? `dmesg` knows)" if number == signal.SIGKILL else ""
-        return TryAgain(
-            f"rank {rank} (process {process}) was killed by {number.name}{hint}; the other ranks were stopped. "
-            f"What {directory} has saved stays: the same command continues"
-        )
-    rank = min(failures, key=lambda rank: (failures[rank].exitcode == TryAgain.exit_code, rank))
-    return RunFailed(f"rank {rank} ended with exit code {failures[rank].exitcode}; its traceback is above")
+    codes = {failure.exitcode for failure in failures.values()}
+    if codes & {Interrupted.exit_code, -signal.SIGINT}:
+        return Interrupted(f"interrupted; what {directory} has saved stays: the same command continues")
+
+    def followed(rank: int) -> tuple[bool, bool, int]:
+        """Ordered from the rank that was first to those that its end brought down."""
+        code = failures[rank].exitcode
+        return -code in PARTING, code == TryAgain.exit_code, rank
+
+    rank = min(failures, key=followed)
+    code = failures[rank].exitcode
+    if code >= 0:
+        return RunFailed(f"rank {rank} ended with exit code {code}; its traceback is above")
+    number = signal.Signals(-code)
+    hint = " (out of memory? `dmesg` knows)" if number == signal.SIGKILL else ""
+    return TryAgain(
+        f"rank {rank} (process {failures[rank].pid}) was killed by {number.name}{hint}; the other ranks were stopped. "
+        f"What {directory} has saved stays: the same command continues"
+    )
 
 
 @contextmanager
@@ -84,11 +94,13 @@ def _forwarding(agent: LocalElasticAgent) -> Iterator[None]:
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
 
     def forward(number: int, frame: FrameType | None) -> None:
-        for worker in agent.get_worker_group().workers:
-            try:
-                os.kill(worker.id, number)
-            except (ProcessLookupError, TypeError):  # it has ended, or has not begun
-                continue
+        processes = [worker.id for worker in agent.get_worker_group().workers if isinstance(worker.id, int)]
+        if not processes:  # none has begun: it is for this process
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
+        for process in processes:
+            with suppress(ProcessLookupError):  # it has ended
+                os.kill(process, number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -20,6 +20,7 @@ from llmtrain.errors import UserError
 from llmtrain.training.ranks import resharding
 from llmtrain.training.ranks.alone import Arguments, Around, Result, write_state
 from llmtrain.training.ranks.group import Ranks
+from llmtrain.training.ranks.resharding import MODULE_PREFIX
 
 TAG = "zero"
 
@@ -112,7 +113,8 @@ class ZeRO(Ranks):
                 + ", or start anew with --again"
             )  # fmt: skip
         self._to_restore = directory
-        return state | {"state_dict": {}, "optimizer_states": []}
+        as_it_is = {f"{MODULE_PREFIX}{name}": tensor for name, tensor in self.model.state_dict().items()}
+        return state | {"state_dict": as_it_is, "optimizer_states": []}  # `restore` puts the saved ones in their place
 
     def restore(self) -> None:
         if self._to_restore is not None:
@@ -141,6 +143,8 @@ def _deepspeed(infra: Infra) -> Any:
             f"or set infra.strategy=fsdp2"
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Its own reductions for CPUs take a minute to compile, and hang where a core lacks AVX-512; gloo's serve.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 

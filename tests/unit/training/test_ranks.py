@@ -51,6 +51,12 @@ def test_what_a_rank_said_is_the_message_and_its_exit_code_the_code(tmp_path: Pa
     assert str(error) == "the disk is full"
 
 
+@pytest.mark.parametrize("code", [130, -signal.SIGINT])
+def test_ctrl_c_before_there_is_anything_to_save_is_an_interruption(tmp_path: Path, code: int):
+    error = first_error({0: failure(tmp_path, 0, code), 1: failure(tmp_path, 1, -signal.SIGTERM)}, RUN)
+    assert isinstance(error, Interrupted)
+
+
 def test_a_mistake_of_ours_is_found_among_those_who_lost_their_peer(tmp_path: Path):
     error = first_error({0: failure(tmp_path, 0, TryAgain.exit_code), 1: failure(tmp_path, 1, 1)}, RUN)
     assert type(error) is RunFailed
