@@ -250,11 +250,9 @@ def _fit(
     )
     if step == len(task.steps) and checkpoint:  # killed after the last step
         state = checkpoints.AtomicCheckpoints(ranks).load_checkpoint(checkpoint)
-        if state["state_dict"]:
-            task.module.load_state_dict(state["state_dict"])
-        else:  # DeepSpeed's engine has the weights, and loads them itself
-            task.module.configure_optimizers()
-            ranks.restore()
+        task.module.load_state_dict(state["state_dict"], strict=task.module.strict_loading)
+        task.module.configure_optimizers()  # DeepSpeed's engine, which loads the weights itself, needs one
+        ranks.restore()
         task.module.on_load_checkpoint(state)
         between.on_load_checkpoint(trainer, task.module, state)
         between.tidy()  # the kill may have come right after the last save
