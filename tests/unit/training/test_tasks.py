@@ -13,7 +13,7 @@ from test_traces import NOTES, TINY
 from llmtrain.artifacts import TrainedModel
 from llmtrain.config.compose import load_config
 from llmtrain.data.preferences import Pair, PairText, PairWriter, PreferencePairs
-from llmtrain.errors import Interrupted, TokenizerMismatch
+from llmtrain.errors import ConfigError, Interrupted, TokenizerMismatch
 from llmtrain.telemetry.metrics import read, without_times
 from llmtrain.training import events
 from llmtrain.training.batches import AnswerLogProbs
@@ -132,3 +132,8 @@ def test_votes_of_one_kind_have_no_margin_and_no_figure_that_is_not_finite(tmp_p
     policy = AnswerLogProbs(reference.chosen - 1, reference.rejected)  # rewards of -0.1, against a baseline of 0
     found = vote_figures(policy, reference, PreferencePairs(tmp_path, "test"), trainer)
     assert found == {"loss": pytest.approx(1 / (1 + math.exp(0.1)), rel=1e-6), "accuracy": 1.0, "accuracy_se": 0.0}
+
+
+def test_orpo_takes_no_second_cross_entropy():
+    with pytest.raises(ConfigError, match=r"loss=orpo has it; set trainer.sft_weight=0"):
+        load_config(["trainer=dpo", "trainer.loss=orpo", "trainer.sft_weight=0.2"])
