@@ -23,6 +23,8 @@ from llmtrain.training.ranks.group import Ranks
 from llmtrain.training.ranks.resharding import MODULE_PREFIX
 
 TAG = "zero"
+BUCKET = 200_000_000
+"""Numbers that are sent at once, at most: the memory for them is taken at the start."""
 
 
 class ZeRO(Ranks):
@@ -41,7 +43,13 @@ class ZeRO(Ranks):
         around = Around(self.model)
         if self.stage == 3:  # used outside its own module's forward pass
             self.deepspeed.zero.register_external_parameter(around, self.model.get_output_embeddings().weight)
-        zero: dict[str, Any] = {"stage": self.stage, "overlap_comm": self.infra.accelerator == "cuda"}
+        bucket = min(BUCKET, sum(parameter.numel() for parameter in self.model.parameters()))
+        zero: dict[str, Any] = {
+            "stage": self.stage,
+            "overlap_comm": self.infra.accelerator == "cuda",
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        }
         if self.infra.offload:
             zero["offload_optimizer"] = {"device": "cpu"}
             if self.stage == 3:
@@ -134,7 +142,6 @@ class _Rates(Optimizer):
 
 def _deepspeed(infra: Infra) -> Any:
     """The package, quiet. Raises UserError where it is not installed."""
-    os.environ.setdefault("DS_ACCELERATOR", infra.accelerator)
     try:
         import deepspeed
     except ImportError as error:
