@@ -24,6 +24,8 @@ from llmtrain.telemetry.tracking import Tracker
 from llmtrain.training import checkpoints
 from llmtrain.training.batches import StepBatch
 from llmtrain.training.module import TokenClock
+from llmtrain.training.origin import SICKNESS_FILE
+from llmtrain.training.pulse import Pulse
 from llmtrain.training.ranks.alone import Alone
 from llmtrain.training.schedule import due
 
@@ -47,6 +49,7 @@ class Between(lightning.Callback):
         self.settings, self.checkpoints, self.evaluate = settings, directory / "checkpoints", evaluate
         self.metrics, self.tracker, self.progress = metrics, tracker, progress
         self.stopwatch, self.report, self.ranks = stopwatch, report, ranks
+        self.pulse = Pulse(directory, stopwatch, writes=ranks.rank == 0)
         self.best: dict[str, float] | None = None
         self.stopped_by: signal.Signals | None = None
         self.seconds = 0.0  # trained before this process, of the same run
@@ -60,6 +63,8 @@ class Between(lightning.Callback):
             signal.signal(number, self._stop)
         self.started = time.monotonic() - self.seconds
         self.step_started = time.monotonic()
+        self.pulse.start()
+        module.before_update = self.pulse.updates
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.stopped_by is not None:  # asked twice: at once, without saving
@@ -74,13 +79,27 @@ class Between(lightning.Callback):
         asked = self.ranks.largest(self.stopped_by or 0)
         return signal.Signals(asked) if asked else None
 
+    def on_exception(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        assert isinstance(module, TokenClock)
+        self.pulse.leave()
+        if module.sickness and self.ranks.rank == 0:
+            module.sickness.write(self.checkpoints.with_name(SICKNESS_FILE))
+
     # ---- between two steps
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: StepBatch, _: int
+    ) -> None:
+        self.pulse.begins(waiting_since=self.step_started)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: StepBatch, _: int
     ) -> None:
         assert isinstance(module, TokenClock)
         self._since_row.append(module.figures)
+        self.pulse.ends(module.figures["loss"], module.figures["grad_norm"])
         before, after = module.tokens - batch.num_tokens, module.tokens
         self.row_tokens += batch.num_tokens
         self.row_seconds += max(0.0, time.monotonic() - self.step_started)  # clocks jump
@@ -100,6 +119,8 @@ class Between(lightning.Callback):
                 self.best = {"loss": found["loss"], "step": module.step}
         if row:
             self._write(module, row)
+        if "train/loss" in row:
+            self.pulse.write(module.step, module.tokens)
         stopping = self.agreed_to_stop()
         if last or improved or stopping or due(before, after, self.settings.checkpoint_every_tokens):
             with self.stopwatch.phase("checkpoints"):
@@ -156,6 +177,7 @@ class Between(lightning.Callback):
             "metrics_bytes": 0 if self.ranks.rank else self.metrics.size,
             "since_row": self._since_row,
             "seconds": self._seconds(),
+            "pulse": self.pulse.state(),
         }
 
     def on_load_checkpoint(
@@ -163,5 +185,6 @@ class Between(lightning.Callback):
     ) -> None:
         state = checkpoint["between"]
         self.best, self._since_row, self.seconds = state["best"], state["since_row"], state["seconds"]
+        self.pulse.restore(state.get("pulse"))
         if self.ranks.rank == 0:
             self.metrics.truncate(state["metrics_bytes"])

@@ -7,6 +7,7 @@ and saving (events.py) happen between two steps and nowhere else.
 import hashlib
 import random
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -26,6 +27,7 @@ from llmtrain.training.device import autocast
 from llmtrain.training.divergences import divergence
 from llmtrain.training.evaluation import answer_sums
 from llmtrain.training.optim import optimizer_of
+from llmtrain.training.origin import Sickness, find_origin
 from llmtrain.training.preference_losses import Answers, StepFacts, kl_baseline, kto_loss, preference_loss
 from llmtrain.training.ranks.alone import Alone
 from llmtrain.training.schedule import learning_rate
@@ -46,6 +48,8 @@ class TokenClock(lightning.LightningModule):
         self.order_sha256 = ""
         """Chain of hashes over the indices of each step's sequences: equal for equal data in an equal order."""
         self.figures: dict[str, float] = {}  # of the step just done
+        self.before_update: Callable[[], None] = lambda: None
+        self.sickness: Sickness | None = None
         self._random_state: dict[str, Any] | None = None
 
     @abstractmethod
@@ -96,16 +100,34 @@ class TokenClock(lightning.LightningModule):
         loss_value, grad_norm = self.ranks.total(total).item(), norm.item()
 
         if not (np.isfinite(loss_value) and np.isfinite(grad_norm)):
+            self.sickness = self._sickness(batch, tokens, loss_value, grad_norm, lr)
             raise NonFiniteLoss(
-                f"step {self.step + 1}, {tokens:,} tokens: loss {loss_value}, gradient norm {grad_norm}, lr {lr:.1e}. "
+                f"step {self.step + 1}, {tokens:,} tokens: loss {loss_value}, gradient norm {grad_norm}, lr {lr:.1e}; "
+                f"{self.sickness.told()}. "
                 f"The weights before this step are intact. Lower trainer.lr (now {self.settings.lr:g}) or "
-                f"trainer.max_grad_norm, raise trainer.warmup_tokens, or look at the data of this step"
+                f"trainer.max_grad_norm, raise trainer.warmup_tokens, or look at the data of this step: "
+                f"`llmtrain doctor` with the run's directory shows them"
             )
+        self.before_update()
         self.ranks.update()
         self.step += 1
         self.tokens = tokens
         self.order_sha256 = _chained(self.order_sha256, batch)
         self.figures = {"loss": loss_value, "lr": lr, "grad_norm": grad_norm}
+
+    def _sickness(self, batch: StepBatch, tokens: int, loss: float, grad_norm: float, lr: float) -> Sickness:
+        """Where it comes from that the loss, or the gradient, of this step is not finite."""
+
+        def share(micro_batch: MicroBatch) -> Tensor:
+            with autocast(self.infra):
+                return self.loss(micro_batch, batch)
+
+        origin = None
+        if not self.ranks.splits_weights:
+            own = [micro_batch for _, micro_batch in self.own(batch)]
+            origins = self.ranks.gathered(find_origin(self.model, own, share, backward=self.ranks.size == 1))
+            origin = next((found for found in origins if found), None)
+        return Sickness(step=self.step + 1, tokens=tokens, loss=loss, grad_norm=grad_norm, lr=lr, origin=origin)
 
     def own(self, batch: StepBatch) -> list[tuple[int, MicroBatch]]:
         """This rank's micro-batches, each with the number of those that follow."""

@@ -10,11 +10,12 @@ import torch
 from llmtrain.artifacts import ModelVersion
 from llmtrain.files import sha256_of
 from llmtrain.journal import Journal
+from llmtrain.telemetry import vitals
 from llmtrain.telemetry.metrics import read, without_times
 
 WITH_TIMES = {
     *("metrics.jsonl", "curves.png", "report.html", "processes.json", "version.json"),
-    *("mlflow_run_id", "state.pt", "manifest.json"),
+    *("mlflow_run_id", "state.pt", "manifest.json", "vitals.jsonl"),
 }
 """Files of a run that hold times, or names that a tracker gave; their content is compared in other ways, or not."""
 
@@ -33,6 +34,7 @@ def assert_runs_equal(one: Path, other: Path, name: str) -> None:
     assert_equal(files(left), files(right), "the files")
     rows = [[without_times(row) for row in read(run / "metrics.jsonl")] for run in (left, right)]
     assert_equal(*rows, "metrics.jsonl")
+    assert_equal(*(pulse(run) for run in (left, right)), "vitals.jsonl")
     assert [row["step"] for row in rows[0]] == sorted({row["step"] for row in rows[0]}), "a row is there twice"
     assert_equal(tracked(one)[left.name], tracked(other)[left.name], "the tracker")
     for directory, run in ((one, left), (other, right)):
@@ -43,6 +45,11 @@ def assert_runs_equal(one: Path, other: Path, name: str) -> None:
         assert_told_once(directory, run)
         left_over = [str(path) for path in (directory / "outputs").rglob("*.writing*")]
         assert not left_over, f"half-written: {left_over}"
+
+
+def pulse(run: Path) -> list[dict]:
+    """The rows of vitals.jsonl without times."""
+    return [vitals.without_times(row) for row in vitals.read(run / vitals.VITALS_FILE)]
 
 
 def assert_same_order(one: Path, other: Path) -> None:
@@ -76,7 +83,7 @@ def checkpoint(run: Path) -> dict:
     """Weights, optimizer, clock and random generators at the last step, without times and the digits they take."""
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
     state = torch.load(newest / "state.pt", weights_only=True)
-    del state["between"]["seconds"], state["between"]["metrics_bytes"]
+    del state["between"]["seconds"], state["between"]["metrics_bytes"], state["between"]["pulse"]["bytes"]
     return state
 
 
