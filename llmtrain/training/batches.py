@@ -6,6 +6,7 @@ as many on each rank. Batches are not frozen: Lightning moves them to the device
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 from typing import Protocol
 
 import numpy as np
@@ -257,12 +258,12 @@ def balanced(sizes: Sequence[int], limit: int, ranks: int) -> list[list[int]]:
     number = ranks * max(1, -(-sum(sizes) // (limit * ranks)))
     while True:
         groups: list[list[int]] = [[] for _ in range(number)]
-        totals = [0] * number
+        totals = [(0, group) for group in range(number)]  # a heap: the smallest first
         for item in order:
-            smallest = totals.index(min(totals))
+            total, smallest = totals[0]
             groups[smallest].append(item)
-            totals[smallest] += sizes[item]
-        if max(totals) <= limit:
+            heapreplace(totals, (total + sizes[item], smallest))
+        if max(totals)[0] <= limit:
             return [sorted(group) for group in groups]
         number += ranks
 

@@ -1,9 +1,10 @@
 """What this machine can do: resolved once, before the config is frozen."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -59,11 +60,20 @@ def prepare(model: PreTrainedModel, infra: Infra) -> None:
                 pass
             case "selective":
                 contexts = partial(create_selective_checkpoint_contexts, EXPENSIVE)
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+                block.forward = _recomputed(block.forward, context_fn=contexts)
             case "full":
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+                block.forward = _recomputed(block.forward)
         if infra.compile:
             block.compile(dynamic=False)
+
+
+def _recomputed(forward: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+    """`forward` under activation checkpointing. A function: torch.compile leaves a `partial` uncompiled."""
+
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **how, **kwargs)
+
+    return recomputed
 
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:

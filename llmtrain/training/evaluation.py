@@ -23,6 +23,10 @@ from llmtrain.training.losses import Preferences, accuracy, bits_per_byte, unigr
 from llmtrain.training.preference_losses import Answers, StepFacts, kl_baseline, kto_loss, preference_loss
 
 
+PACKED_TOGETHER = 1024
+"""Pairs that are read and packed at a time when a whole split is scored."""
+
+
 @torch.no_grad()
 def language_loss(
     model: PreTrainedModel, shards: TokenShards, counts: SplitCounts, sequence_tokens: int, infra: Infra
@@ -102,12 +106,13 @@ def score_pairs(
     place = {index: position for position, index in enumerate(indices)}
     done = 0
     with evaluating(model, infra):
-        for micro_batch in packed_pairs(pairs, indices, infra, reference=None):
-            here = micro_batch.indices.tolist()
-            sums = answer_sums(model, micro_batch.packed.to(model.device), infra.loss_chunk_tokens)
-            scores[[place[index] for index in here]] = sums.cpu().view(-1, 2)
-            done += sum(pairs.num_tokens(index) for index in here)
-            progress(done)
+        for first in range(0, len(indices), PACKED_TOGETHER):
+            for micro_batch in packed_pairs(pairs, indices[first : first + PACKED_TOGETHER], infra, reference=None):
+                here = micro_batch.indices.tolist()
+                sums = answer_sums(model, micro_batch.packed.to(model.device), infra.loss_chunk_tokens)
+                scores[[place[index] for index in here]] = sums.cpu().view(-1, 2)
+                done += sum(pairs.num_tokens(index) for index in here)
+                progress(done)
     return AnswerLogProbs(chosen=scores[:, 0].contiguous(), rejected=scores[:, 1].contiguous())
 
 

@@ -6,10 +6,11 @@ import lightning
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from llmtrain.training.batches import PairSteps, TextSteps, steps_from
+from llmtrain.training.batches import StepBatch, steps_from
 from llmtrain.training.module import TokenClock
 
 Gradients = dict[str, Tensor]
@@ -38,15 +39,21 @@ class Recorder(lightning.Callback):
         self.gradient_norms: list[float] = []
         self.gradients: list[Gradients] = []
 
-    def on_before_optimizer_step(self, trainer, module: TokenClock, optimizer) -> None:
-        self.gradients.append(gradients_of(module.model))
+    def on_train_start(self, trainer, module: TokenClock) -> None:
+        update = module.ranks.update
+
+        def recorded() -> None:
+            self.gradients.append(gradients_of(module.model))
+            update()
+
+        module.ranks.update = recorded
 
     def on_train_batch_end(self, trainer, module: TokenClock, outputs, batch, batch_idx) -> None:
         self.losses.append(module.figures["loss"])
         self.gradient_norms.append(module.figures["grad_norm"])
 
 
-def fit(module: TokenClock, steps: TextSteps | PairSteps) -> Recorder:
+def fit(module: TokenClock, steps: Dataset[StepBatch]) -> Recorder:
     """Train through Lightning, as a run does."""
     recorder = Recorder()
     trainer = lightning.Trainer(
@@ -63,6 +70,17 @@ def fit(module: TokenClock, steps: TextSteps | PairSteps) -> Recorder:
     )
     trainer.fit(module, steps_from(steps, 0))
     return recorder
+
+
+def whole_loss(module: TokenClock, step: StepBatch) -> float:
+    """The loss of a step; its gradients are left in the network, as before clipping."""
+    module.before_losses(step)
+    total = 0.0
+    for micro_batch in step.micro_batches:
+        share = module.loss(micro_batch, step)
+        share.backward()
+        total += share.item()
+    return total
 
 
 def gradients_of(network: PreTrainedModel) -> Gradients:

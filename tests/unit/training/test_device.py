@@ -1,15 +1,19 @@
-"""What a config asks of a machine is resolved, or refused, before anything is computed."""
+"""What a config asks of a machine is resolved, or refused; what is computed again or compiled is the same."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+from oracles import gradients_of, in_fp64, largest_difference, whole_loss
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from llmtrain.config.compose import load_config
-from llmtrain.errors import UserError
+from llmtrain.errors import UnsupportedModel, UserError
+from llmtrain.models.attention import use
 from llmtrain.training import device
 from llmtrain.training.batches import TextSteps
-from llmtrain.training.module import Pretraining
+from llmtrain.training.module import CrossEntropy
 
 
 def test_cuda_without_a_device_is_refused_with_the_option_to_choose():
@@ -30,18 +34,141 @@ def test_a_precision_that_is_named_stays():
     assert device.resolve(load_config(["infra.precision=bf16"]).infra).precision == "bf16"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "kernel"),
+    [
+        (["infra=local_cpu"], "segments"),
+        (["infra=local_cpu", "infra.compile=true"], "sdpa"),
+        (["infra=local_gpu"], "flex"),
+        (["infra=local_gpu", "infra.attention=sdpa"], "sdpa"),
+    ],
+)
+def test_the_kernel_is_that_of_the_accelerator_unless_one_is_named(overrides, kernel):
+    assert device.attention_kernel(load_config(overrides).infra) == kernel
+
+
+class Products(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts matrix products."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return function(*args, **(kwargs or {}))
+
+
+def stepped(network, shards, config, **changes) -> tuple[CrossEntropy, float, int]:
+    """(the module after a backward pass over a step, its loss, bytes that autograd itself kept until then)."""
+    infra = config.infra.model_copy(update=changes)
+    trainer = config.trainer.model_copy(update={"sequence_tokens": 64, "batch_rows": 2})
+    step = TextSteps(shards, trainer, 1_000, "documents", infra)[0]
+    module = CrossEntropy(network, trainer, infra, total_tokens=1_000)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    network.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), device.autocast(infra):
+        loss = whole_loss(module, step)
+    return module, loss, sum(kept.values())
+
+
 def test_bf16_computes_nearly_the_same_loss_and_gradient_with_fp32_weights(network, shards, pretrain_config):
-    found = {}
-    for precision in ("fp32", "bf16"):
-        infra = pretrain_config.infra.model_copy(update={"precision": precision})
-        step = TextSteps(shards, pretrain_config.trainer, 1_000)[0]
-        module = Pretraining(network, pretrain_config.trainer, infra, total_tokens=1_000)
-        network.zero_grad()
-        with device.autocast(infra):
-            loss = module.loss(step.micro_batches[0], step.num_units)
-        loss.backward()
-        found[precision] = (loss, torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
-    (loss, gradient), (rough_loss, rough_gradient) = found["fp32"], found["bf16"]
-    assert rough_loss.dtype == torch.float32
+    module, loss, _ = stepped(network, shards, pretrain_config)
+    gradient = torch.cat([each.flatten() for each in gradients_of(module.model).values()])
+    module, rough_loss, _ = stepped(network, shards, pretrain_config, precision="bf16")
+    rough = torch.cat([each.flatten() for each in gradients_of(module.model).values()])
+    assert rough.dtype == torch.float32
     assert 0 < abs(rough_loss - loss) / loss < 1e-2
-    assert (rough_gradient - gradient).norm() / gradient.norm() < 5e-2
+    assert (rough - gradient).norm() / gradient.norm() < 5e-2
+
+
+@pytest.mark.parametrize("kernel", ["segments", "sdpa"])
+def test_recomputed_activations_give_the_same_gradients_from_less_memory(network, shards, pretrain_config, kernel):
+    kept, losses, gradients, products = {}, {}, {}, {}
+    for how in ("none", "selective", "full"):
+        model = in_fp64(network)
+        use(model, kernel)
+        changes = {"activation_checkpointing": how}
+        device.prepare(model, pretrain_config.infra.model_copy(update=changes))
+        with Products() as counted:
+            module, losses[how], kept[how] = stepped(model, shards, pretrain_config, **changes)
+        gradients[how], products[how] = gradients_of(module.model), counted.number
+        assert gradients[how].keys() == dict(network.named_parameters()).keys(), "names stay"
+    assert losses["none"] == losses["selective"] == losses["full"]
+    for how in ("selective", "full"):
+        assert largest_difference(gradients[how], gradients["none"]) <= 1e-12
+        assert kept[how] < kept["none"] / 4
+    # a block has 7 products forward; the output of a block's last one is what the next begins with, and not needed
+    assert products["selective"] == products["none"]
+    assert products["full"] - products["none"] in (2 * 6, 2 * 7)
+
+
+def test_dropout_is_drawn_again_as_it_was(pretrain_config, shards):
+    """Or the backward pass would belong to another forward pass."""
+    from llmtrain.models.build import build
+
+    shape, found = pretrain_config.model.model_copy(update={"attention_dropout": 0.3}), {}
+    for how in ("none", "selective", "full"):
+        torch.manual_seed(0)
+        model = in_fp64(build(shape)).train()
+        use(model, "segments")
+        device.prepare(model, pretrain_config.infra.model_copy(update={"activation_checkpointing": how}))
+        torch.manual_seed(1)
+        module, _, _ = stepped(model, shards, pretrain_config)
+        found[how] = gradients_of(module.model)
+    assert largest_difference(found["selective"], found["none"]) <= 1e-12
+    assert largest_difference(found["full"], found["none"]) <= 1e-12
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_compiled_blocks_compute_the_same_and_are_compiled_once_for_all_steps(
+    network, shards, pretrain_config, checkpointing, monkeypatch
+):
+    """By aot_eager: what is traced and cut into forward and backward graphs is run as it is, without a C++ compiler."""
+    plain, compiled = in_fp64(network), in_fp64(network)
+    honest = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **named: honest(self, backend="aot_eager", **named))
+    changes = {"compile": True, "micro_batch_tokens": 128, "activation_checkpointing": checkpointing}
+    infra = pretrain_config.infra.model_copy(update=changes)
+    use(compiled, device.attention_kernel(infra))
+    device.prepare(compiled, infra)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    try:
+        ours, loss, _ = stepped(compiled, shards, pretrain_config, **changes)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert graphs > 0, "nothing was compiled"
+        gradients = gradients_of(ours.model)
+        _, again, _ = stepped(compiled, shards, pretrain_config, **changes)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "compiled anew"
+    finally:
+        torch._dynamo.reset()
+    theirs, expected, _ = stepped(plain, shards, pretrain_config)
+    assert again == loss == pytest.approx(expected, rel=1e-12)
+    assert largest_difference(gradients, gradients_of(theirs.model)) <= 1e-9
+
+
+def test_a_network_whose_blocks_are_not_known_is_refused():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=8, n_layer=1, n_head=1, n_positions=16))
+    assert [type(block).__name__ for block in device.blocks(model)] == ["GPT2Block"]
+    unknown = copy.copy(model)
+    unknown._no_split_modules = None
+    with pytest.raises(UnsupportedModel, match=r"infra\.compile=false"):
+        device.blocks(unknown)
+
+
+def test_threads_are_shared_out_among_the_ranks_of_a_machine(monkeypatch):
+    before = torch.get_num_threads()
+    infra = load_config(["infra.threads=null", "infra.deterministic=false"]).infra
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
+    try:
+        for ranks, threads in (("1", 8), ("4", 2), ("16", 1)):
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+            device.apply(infra)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -9,7 +9,7 @@ from llmtrain.data.tokenizer import train_bpe
 from llmtrain.models import directory
 from llmtrain.models.build import build
 from llmtrain.training.batches import TextSteps
-from llmtrain.training.module import Pretraining
+from llmtrain.training.module import CrossEntropy
 
 
 @torch.no_grad()
@@ -23,8 +23,8 @@ def test_logits_after_training_survive_export_and_reload(shards, pretrain_config
     network = build(pretrain_config.model.model_copy(update={"tie_word_embeddings": tied}))
     ids = torch.randint(network.config.vocab_size, (3, 40))
     untrained = logits(network, ids)
-    steps = TextSteps(shards, pretrain_config.trainer, micro_batch_tokens=48)
-    fit(Pretraining(network, pretrain_config.trainer, pretrain_config.infra, total_tokens=1_000), steps)
+    trainer, infra = pretrain_config.trainer, pretrain_config.infra.model_copy(update={"micro_batch_tokens": 48})
+    fit(CrossEntropy(network, trainer, infra, total_tokens=1_000), TextSteps(shards, trainer, 1_000, "stream", infra))
     trained = logits(network, ids)
     assert not torch.equal(trained, untrained)
 

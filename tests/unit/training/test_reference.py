@@ -10,12 +10,13 @@ from llmtrain.training.reference import reference_log_probs
 
 @pytest.fixture
 def ask(network, pairs, dpo_config, tmp_path):
-    def asking(weights_sha256: str = "weights") -> dict:
+    def asking(weights_sha256: str = "weights", form: tuple[str, ...] = ()) -> dict:
         return reference_log_probs(
             network,
             {"train": pairs},
             weights_sha256=weights_sha256,
             pairs_sha256="pairs",
+            form=list(form),
             infra=dpo_config.infra,
             outputs=tmp_path,
             progress=lambda num_tokens: None,
@@ -45,11 +46,12 @@ def test_the_second_time_only_the_spot_check_is_computed(ask, monkeypatch):
     assert torch.equal(first["train"].rejected, second["train"].rejected)
 
 
-def test_other_weights_have_another_place(ask, monkeypatch):
+def test_other_weights_and_another_form_have_another_place(ask, monkeypatch):
     calls = count_calls(monkeypatch)
     ask("one")
     ask("other")
-    assert calls == [10, 10]
+    ask("other", form=("kto",))
+    assert calls == [10, 10, 10]
 
 
 @pytest.mark.parametrize("damage", ["values", "one bit", "bytes", "missing"])

@@ -45,11 +45,13 @@ def test_2000_steps_of_12_rows_with_64_targets_from_the_first_nine_tenths(text: 
     config = config_of(text)
     _, inputs = resolve(config, tmp_path, train_base=refuse_to_train, say=lambda message: None)
     shards = TokenShards(tmp_path / inputs.text.path, "train")
-    steps = TextSteps(shards, config.trainer, config.infra.micro_batch_tokens)
+    trainer = config.trainer
+    steps = TextSteps(shards, trainer, trainer.budget_tokens, trainer.packing, config.infra)
     assert len(steps) == 2000
     assert steps.tokens_before(2000) == 2000 * 12 * 64
     (rows,) = steps[0].micro_batches
-    assert rows.ids.shape == (12, 64 + 1)  # 64 inputs and their 64 targets, as nanoGPT's block_size=64
+    lengths = (rows.packed.segments[:, 1] - rows.packed.segments[:, 0]).tolist()
+    assert lengths == rows.packed.counts == [64] * 12  # 64 inputs and their 64 targets, as nanoGPT's block_size=64
     assert {split: counts.num_tokens - 1 for split, counts in inputs.text.splits.items()} == {
         "train": 1_003_854,
         "validation": 55_770,
