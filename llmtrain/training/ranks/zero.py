@@ -66,7 +66,7 @@ class ZeRO(Ranks):
             self.engine, *_ = self.deepspeed.initialize(
                 model=around, optimizer=optimizer, config=config, dist_init_required=False
             )
-        return _Rates(optimizer.param_groups)
+        return _Rates(optimizer)
 
     def compute(
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -133,8 +133,14 @@ class ZeRO(Ranks):
 class _Rates(Optimizer):
     """The groups of an optimizer, to set their learning rates; its state is in DeepSpeed's hands."""
 
-    def __init__(self, param_groups: list[dict[str, Any]]) -> None:
-        self.param_groups, self.state, self.defaults = param_groups, defaultdict(dict), {}
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.state, self.defaults = defaultdict(dict), {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Those of now: loading a checkpoint makes new ones."""
+        return self.optimizer.param_groups
 
     def state_dict(self) -> dict[str, Any]:
         return {}
