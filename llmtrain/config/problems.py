@@ -117,9 +117,14 @@ def _unknown(key: Key, data: dict[str, Any], origins: Origins, groups: Iterable[
         guesses = closest(name, [*groups, *sorted(here), *sorted(elsewhere.keys() - here)])
         guesses = guesses or closest(leaf[-1], ["defaults"])  # which Hydra takes out of every file
         if name in elsewhere:
-            kinds = {group: kind for group, kind in elsewhere[name].kinds.items() if _kind(group, data) != kind}
-            group, kind = next(iter(kinds.items()))
-            text = f"no such setting with {group}={_kind(group, data)}; it belongs to {group}={kind}"
+            others = [setting.kinds for setting in settings() if ".".join(setting.key) == name]
+            differing = [[group for group, kind in kinds.items() if _kind(group, data) != kind] for kinds in others]
+            nearest = min(differing, key=len)
+            group = nearest[0]
+            owners = dict.fromkeys(
+                kinds[group] for kinds, groups in zip(others, differing, strict=True) if groups == nearest
+            )
+            text = f"no such setting with {group}={_kind(group, data)}; it belongs to {group}={' or '.join(owners)}"
         elif guesses or len(leaf) > 1:
             text = "no such setting" + did_you_mean(guesses)
         else:

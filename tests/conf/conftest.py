@@ -40,6 +40,8 @@ TINY = (
 )
 FILES = "data.corpus={kind: files, paths: [text/*.txt], licence: PSF-2.0}"
 PRETRAIN = (*TINY, "trainer.budget_tokens=1_024", "trainer.lr=4.0e-3")  # 4 steps of 256 tokens
+MUON = "trainer.optimizer=muon"
+OTHERWISE = ("trainer.packing=documents", MUON, "trainer.schedule=wsd")
 BASE = (*PRETRAIN, "data=text_files", FILES)
 DPO = (*TINY, "trainer=dpo", "trainer.sequence_tokens=128")
 TUNED = (
@@ -50,7 +52,11 @@ TUNED = (
 )
 ANEW = ("data.split_seed=1", "tracking=none")
 """Another split: nothing that was prepared before fits."""
-VOTES = ("data=preference_jsonl", "data.pairs.paths=[votes.jsonl]", "data.pairs.licence=MIT")
+PAIRS = ("data=preference_jsonl", "data.pairs.paths=[pairs.jsonl]", "data.pairs.licence=MIT")
+VOTES = ("trainer=kto", "data=votes_jsonl", "data.pairs.paths=[votes.jsonl]", "data.pairs.licence=MIT")
+CHATS = ("data=chat_jsonl", "data.chats.paths=[chats.jsonl]", "data.chats.licence=MIT")
+SFT = (*TINY, "trainer=sft", "trainer.sequence_tokens=128", "trainer.epochs=1")
+ASKED = "data.chats={kind: docstring_chats, max_answer_characters: 80, max_training_chats: 20}"
 
 
 @dataclass(frozen=True)
@@ -90,17 +96,20 @@ def recorded_reads() -> Iterator[set[Read]]:
 
 
 def write_sources(directory: Path) -> None:
-    """`text/*.txt`, the same as `text.jsonl`, and `votes.jsonl`."""
+    """`text/*.txt`, the same as `text.jsonl`, `pairs.jsonl`, and of each two votes and a chat."""
     texts = [text[:1500] for text in sorted(topics.values(), key=len, reverse=True)[:30]]
     (directory / "text").mkdir()
     for number, text in enumerate(texts):
         (directory / "text" / f"{number:02}.txt").write_text(text)
     (directory / "text.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
-    votes = [
-        {"prompt": f"What is {number} and one?", "chosen": f"It is {number + 1}.", "rejected": f"Not {number}, I hope."}
-        for number in range(30)
-    ]
-    (directory / "votes.jsonl").write_text("".join(json.dumps(vote) + "\n" for vote in votes))
+    pairs, votes, chats = [], [], []
+    for number in range(30):
+        prompt, chosen, rejected = f"What is {number} and one?", f"It is {number + 1}.", f"Not {number}, I hope."
+        pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        votes += [{"prompt": prompt, "completion": text, "label": text == chosen} for text in (chosen, rejected)]
+        chats.append({"prompt": prompt, "response": chosen})
+    for name, rows in (("pairs", pairs), ("votes", votes), ("chats", chats)):
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def the_run(directory: Path, name: str) -> Path:
@@ -127,12 +136,27 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         run("base", *BASE, "tracking=mlflow_comet")
         run("tuned", *TUNED)
         (base,) = base.glob("*/")
-        run("chat", *DPO, *VOTES, "data.pairs.template=chat", FILES, f"trainer.init_from={base}", *ANEW)
+        start = f"trainer.init_from={base}"
+        run("chat", *DPO, *PAIRS, "data.pairs.template=chat", FILES, start, *ANEW, "trainer.loss=simpo", MUON)
+        run("votes", *DPO, *VOTES, FILES, start, *ANEW)
         run("lines", *lines(base))
+        run("asked", *SFT, FILES, ASKED, "data.max_refused_share=1.0", start, *ANEW, MUON)
+        published = ("model=hf", "model.name=published", f"model.path={base}/model", "adapter=lora", "adapter.rank=2")
+        without_shape = [override for override in SFT if not override.startswith("model")]
+        run("published", *without_shape, *CHATS, FILES, *published, *ANEW)
+        teacher = ("trainer=distill", f"trainer.teacher={base}", "data=text_files", FILES)
+        run("student", *PRETRAIN, *teacher, "tracking=none", MUON)
     return Runs(directory, reads)
 
 
 def lines(base: Path) -> tuple[str, ...]:
     """A run on JSON lines with the tokenizer of the run `base`."""
     corpus = "data.corpus={kind: jsonl, paths: [text.jsonl], text_field: body, licence: PSF-2.0}"
-    return (*PRETRAIN, "data=text_jsonl", corpus, f"model.tokenizer={{kind: hf, path: {base}/model}}", "tracking=none")
+    return (
+        *PRETRAIN,
+        *OTHERWISE,
+        "data=text_jsonl",
+        corpus,
+        f"model.tokenizer={{kind: hf, path: {base}/model}}",
+        "tracking=none",
+    )

@@ -34,6 +34,19 @@ CONFIGS = {
         "data.pairs.licence=b",
     ],
     "every tracker": ["tracking=mlflow_comet"],
+    "chats, low-rank": ["trainer=sft", "adapter=lora"],
+    "chats of one's own, 4 bits": [
+        "trainer=sft",
+        "data=chat_jsonl",
+        "data.chats.paths=[a]",
+        "data.chats.licence=b",
+        "adapter=qlora",
+        "infra=local_gpu",
+    ],
+    "votes": ["trainer=kto", "data=votes_jsonl", "data.pairs.paths=[a]", "data.pairs.licence=b"],
+    "a teacher": ["trainer=distill", "trainer.teacher=a"],
+    "a published model": ["model=hf", "model.name=a", "model.path=b", "trainer=sft"],
+    "a packaged model": ["model=smollm2_135m", "trainer=sft"],
 }
 RESOLVED = Resolved(**dict.fromkeys(Resolved.model_fields, "x"))
 
@@ -84,14 +97,17 @@ def test_what_leaves_the_run_id_of_the_network_the_trainer_and_the_precision():
         key
         for overrides in CONFIGS.values()
         for key, changes, _ in changed_once(load_config(overrides))
-        if changes is not Changes.MATHEMATICS and key.startswith(("model.", "trainer.", "infra."))
+        if changes is not Changes.MATHEMATICS and key.startswith(("model.", "trainer.", "infra.", "adapter."))
     }
     assert found == {
         "model.name", "model.tokenizer.kind", "model.tokenizer.path", "model.tokenizer.vocab_size",
         "trainer.init_from", "trainer.heldout_loss_warning_share", "trainer.log_every_tokens",
         "trainer.evaluate_every_tokens", "trainer.checkpoint_every_tokens", "trainer.sample_tokens",
         "infra.kind", "infra.accelerator", "infra.threads", "infra.micro_batch_tokens", "infra.loss_chunk_tokens",
-        "infra.deterministic",
+        "infra.deterministic", "infra.ranks", "infra.strategy", "infra.offload", "infra.attention", "infra.compile",
+        "infra.activation_checkpointing", "infra.hardware.kind", "infra.hardware.watts",
+        "infra.hardware.price_per_hour", "infra.hardware.assumed_mfu",
+        "model.path", "model.revision", "trainer.teacher",
     }  # fmt: skip
 
 
@@ -142,6 +158,7 @@ SCHEDULE = {
     "trainer.lr=8.0e-3": (first("train/lr"), 4e-3 * 256 / 300, 8e-3 * 256 / 300),
     "trainer.warmup_tokens=512": (first("train/lr"), 4e-3 * 256 / 300, 4e-3 * 256 / 512),
     "trainer.min_lr_share=0.5": (last("train/lr"), 4e-3 * 0.1, 4e-3 * 0.5),
+    "trainer.schedule=constant": (last("train/lr"), 4e-3 * 0.1, 4e-3),
     "trainer.budget_tokens=1_280": (last("tokens"), 1024, 1280),
     "trainer.batch_rows=2": (last("step"), 4, 8),
     "trainer.sequence_tokens=128": (last("step"), 4, 2),
@@ -179,6 +196,7 @@ def test_what_is_shown_and_saved_leaves_the_weights_as_they_are(runs: Runs, over
         "trainer.adam_beta2=0.5",
         "trainer.adam_eps=1.0e-2",
         "trainer.max_grad_norm=1.0e-2",
+        "trainer.optimizer=muon",
     ],
 )
 def test_the_optimizer_starts_from_the_same_loss_and_ends_elsewhere(runs: Runs, override: str):
@@ -187,7 +205,9 @@ def test_the_optimizer_starts_from_the_same_loss_and_ends_elsewhere(runs: Runs, 
     assert weights(run) != weights(base)
 
 
-@pytest.mark.parametrize("override", ["trainer.seed=1", "model.initializer_range=0.05", "data.split_seed=1"])
+@pytest.mark.parametrize(
+    "override", ["trainer.seed=1", "model.initializer_range=0.05", "data.split_seed=1", "trainer.packing=documents"]
+)
 def test_another_start_or_other_data_have_another_first_loss(runs: Runs, override: str):
     base, run = the_run(runs.directory, "base"), run_with(runs, override, BASE)
     assert first("train/loss")(run) != first("train/loss")(base)
@@ -207,6 +227,19 @@ def test_beta_scales_the_reward_and_not_the_loss_of_the_first_step(runs: Runs):
     tuned, run = the_run(runs.directory, "tuned"), run_with(runs, "trainer.beta=1.0", TUNED)
     assert first("train/loss")(run) == first("train/loss")(tuned) == pytest.approx(0.693147, abs=1e-5)
     assert first("train/grad_norm")(run) == pytest.approx(10 * first("train/grad_norm")(tuned), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("override", "loss"),
+    [
+        ("trainer.loss=hinge", 1.0),  # of a margin of 0: 1 - 0
+        ("trainer.loss=ipo", 25.0),  # (0 - 1 / (2 * 0.1))^2
+        ("trainer.loss=apo_zero", 1.0),  # two sigmoids of 0
+        ("trainer.loss=kto", 0.5),
+    ],
+)
+def test_where_each_preference_loss_begins(runs: Runs, override: str, loss: float):
+    assert first("train/loss")(run_with(runs, override, TUNED)) == pytest.approx(loss, abs=1e-4)
 
 
 class Largest(torch.utils._python_dispatch.TorchDispatchMode):

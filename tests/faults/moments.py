@@ -191,7 +191,7 @@ def follow(phases: Phases) -> None:
         between.evaluate = phases.within("in validation", between.evaluate, then=after_save)
 
     def stepped(module: TokenClock, batch: Any, batch_idx: int) -> None:
-        rows = [rows.ids.tolist() for rows in batch.micro_batches]
+        rows = [micro_batch.packed.ids.tolist() for micro_batch in batch.micro_batches]
         with open("order.jsonl", "a") as file:
             sha256 = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
             file.write(json.dumps({"step": module.step + 1, "sha256": sha256}) + "\n")

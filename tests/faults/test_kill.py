@@ -16,7 +16,7 @@ import pytest
 
 from tests.faults import forkserver
 from tests.faults.campaign import OUTSIDE, Kills, Original, campaign, chain, kill, uninterrupted
-from tests.faults.compare import assert_runs_equal, the_run, tracked
+from tests.faults.compare import assert_runs_equal, assert_same_order, the_run, tracked
 from tests.faults.moments import Moment
 from tests.faults.runs import DPO, DPO_NAME, PRETRAIN, PRETRAIN_NAME, text
 
@@ -102,6 +102,16 @@ def test_a_kill_right_after_the_last_save_leaves_best_and_older_checkpoints_as_t
     kill(pretraining, tmp_path / "run", Moment("between save and evaluation", len(boundaries), "any", 1))
     assert forkserver.finish(forkserver.start(forkserver.train, tmp_path / "run", PRETRAIN)) == 0
     assert_runs_equal(pretraining.end, tmp_path / "run", PRETRAIN_NAME)
+
+
+def test_packed_documents_muon_and_wsd_continue_to_the_same_bits(pretraining, tmp_path):
+    overrides = (*PRETRAIN, "trainer.packing=documents", "trainer.optimizer=muon", "trainer.schedule=wsd")
+    original = uninterrupted(PRETRAIN_NAME, overrides, pretraining.beginning, tmp_path / "end")
+    shutil.copytree(pretraining.beginning, tmp_path / "run")
+    kill(original, tmp_path / "run", Moment("in a step", 12, "any", 1500))
+    assert forkserver.finish(forkserver.start(forkserver.train, tmp_path / "run", overrides)) == 0
+    assert_runs_equal(original.end, tmp_path / "run", PRETRAIN_NAME)
+    assert_same_order(original.end, tmp_path / "run")
 
 
 def test_without_its_random_generators_a_continued_run_is_another_one(pretraining, tmp_path):

@@ -293,7 +293,7 @@ def test_kto_equals_trl_given_its_mismatched_answers(recording, network_in, toke
     assert max(row.get("kl", 0) for row in theirs.state.log_history) > 0, "the baseline never left zero"
 
 
-NUM_ROWS = 9
+NUM_ROWS = 8
 """Rows of 120 tokens that hold the 13 chats."""
 
 
