@@ -104,7 +104,7 @@ def _migrated(frozen: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _with_what_was_added(config: dict[str, Any], version: int) -> dict[str, Any]:
-    """`config`, of the schema before `version`, with the settings that `version` added: they do what was done before."""
+    """`config`, of the schema before `version`, with the settings that it added: they do what was done before."""
     config = json.loads(json.dumps(config)) | {"schema_version": version}
     for setting in settings():
         *group, name = setting.key

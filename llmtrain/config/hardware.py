@@ -1,4 +1,4 @@
-"""`infra.hardware`: what a device can do, what it draws and what it costs; for plans, and nothing that a run computes."""
+"""`infra.hardware`: what a device can do, what it draws and what it costs. For plans; no run computes with it."""
 
 from typing import Annotated, Literal
 

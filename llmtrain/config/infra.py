@@ -31,14 +31,16 @@ class LocalInfra(Settings):
     """How ranks share the work: `ddp` copies the model; `fsdp2` and `deepspeed_zero3` share out weights, gradients and
     optimizer, `deepspeed_zero2` the last two; `tensor_parallel` cuts each matrix. One rank uses none of them."""
     offload: Annotated[bool, Changes.PERFORMANCE, Added(3, False)]
-    """Keep the optimizer (`deepspeed_zero2`), or weights and optimizer (`deepspeed_zero3`, `fsdp2`), in the host's memory."""
+    """Keep the optimizer (`deepspeed_zero2`), or weights and optimizer (`deepspeed_zero3`, `fsdp2`), in the host's
+    memory."""
     micro_batch_tokens: Annotated[int, Gt(0), Changes.PERFORMANCE]
     """Most tokens that pass through the model at once, on one rank."""
     loss_chunk_tokens: Annotated[int, Gt(0), Changes.PERFORMANCE]
     """Tokens whose logits exist at the same time: the loss needs chunk * vocabulary numbers, never a whole batch's."""
     attention: Annotated[Literal["auto", "segments", "sdpa", "flex"], Changes.PERFORMANCE, Added(3, "auto")]
     """The kernel of packed rows: `segments` runs each document on its own, `sdpa` the whole row under a mask, `flex` is
-    FlexAttention with a block mask; `auto` takes `flex` on CUDA and `segments` elsewhere, `sdpa` where blocks are compiled. Said at the start."""
+    FlexAttention with a block mask; `auto` takes `flex` on CUDA and `segments` elsewhere, `sdpa` where blocks are
+    compiled. Said at the start."""
     compile: Annotated[bool, Changes.PERFORMANCE, Added(3, False)]
     """torch.compile for each decoder block: minutes at the first step, faster steps; rows are padded to
     `micro_batch_tokens`, so that shapes stay the same."""

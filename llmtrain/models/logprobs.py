@@ -51,9 +51,9 @@ def log_softmax_(logits: Tensor) -> Tensor:
 def check_log_probs(model: PreTrainedModel, tolerance: float = 1e-4) -> None:
     """Raises UnsupportedModel where log-probabilities of packed rows differ from the model's own logits.
 
-    Compared on two documents in one row, fp32, by the largest absolute difference. Architectures that scale or cap their
-    logits, add a bias to them, put something between the last hidden state and the output layer, or look across the
-    borders of documents are found here.
+    Compared on two documents in one row, fp32, by the largest absolute difference. Architectures that scale or cap
+    their logits, add a bias to them, put something between the last hidden state and the output layer, or look across
+    the borders of documents are found here.
     """
     name = type(model).__name__
     output = model.get_output_embeddings()

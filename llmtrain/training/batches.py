@@ -4,10 +4,10 @@ One item of a `Steps` data set is one optimizer step, cut into packed micro-batc
 as many on each rank. Batches are not frozen: Lightning moves them to the device by setting their fields.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -273,16 +273,15 @@ def padding(infra: Infra) -> int:
     return -(-infra.micro_batch_tokens // 128) * 128 if infra.compile else 1
 
 
-def steps_from(steps: Dataset[StepBatch], first_step: int) -> DataLoader[StepBatch]:
+def steps_from(steps: Steps, first_step: int) -> DataLoader[StepBatch]:
     """A loader that begins at `first_step`.
 
     It has a generator of its own: creating a loader's iterator otherwise draws from the global one, and a resumed run
     would differ from an uninterrupted one.
     """
-    length: Callable[[object], int] = len  # type: ignore[assignment]
     return DataLoader(
-        steps,
+        cast(Dataset[StepBatch], steps),
         batch_size=None,
-        sampler=range(first_step, length(steps)),
+        sampler=range(first_step, len(steps)),
         generator=torch.Generator().manual_seed(0),
     )

@@ -89,8 +89,8 @@ def warnings_of(figures: dict[str, float]) -> list[str]:
         found.append(
             f"the policy prefers long answers: accuracy {figures['accuracy_longer_chosen']:.0%} where the longer one "
             f"is chosen and {figures['accuracy_shorter_chosen']:.0%} where the shorter one is, correlation of margin "
-            f"and length {figures['margin_length_correlation']:.2f}; use trainer.loss=ipo or trainer.loss=simpo, "
-            f"which compare means per token, or balance the lengths of the data"
+            f"and length {figures['margin_length_correlation']:.2f}; balance the lengths "
+            f"of the data, or compare means per token, as trainer.loss=ipo and trainer.loss=simpo do"
         )
     if figures["kl_k3"] > KL_NATS_PER_TOKEN:
         found.append(

@@ -19,9 +19,15 @@ from llmtrain.models.packed import Packed, Tree, document, pack
 from llmtrain.training.batches import AnswerLogProbs, packed_pairs, padding
 from llmtrain.training.device import autocast
 from llmtrain.training.diagnostics import preference_diagnostics
-from llmtrain.training.losses import Preferences, accuracy, bits_per_byte, unigram_loss
-from llmtrain.training.preference_losses import Answers, StepFacts, kl_baseline, kto_loss, preference_loss
-
+from llmtrain.training.losses import accuracy, bits_per_byte, unigram_loss
+from llmtrain.training.preference_losses import (
+    Answers,
+    Preferences,
+    StepFacts,
+    kl_baseline,
+    kto_loss,
+    preference_loss,
+)
 
 PACKED_TOGETHER = 1024
 """Pairs that are read and packed at a time when a whole split is scored."""

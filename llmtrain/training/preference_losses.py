@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from llmtrain.training.losses import Preferences
-
 LossName = Literal["sigmoid", "ipo", "hinge", "robust", "simpo", "orpo", "kto", "apo_zero", "apo_down"]
 
 REFERENCE_FREE: frozenset[LossName] = frozenset({"simpo", "orpo"})
@@ -73,6 +71,17 @@ class StepFacts:
     """Tokens of a chosen answer, on average: the SFT term is divided by it."""
     kl_baseline: Tensor | None
     """KTO's, from `kl_baseline`; null for the other losses"""
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """What DPO computes of n pairs; each tensor is [n], in nats and in the precision of its log-probabilities."""
+
+    losses: Tensor
+    margins: Tensor
+    """beta * ((chosen - reference chosen) - (rejected - reference rejected)): the implicit reward's difference."""
+    chosen_changes: Tensor
+    """chosen - reference chosen: below zero, the policy finds even the preferred answers less likely than before."""
 
 
 def preference_loss(

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmtrain.training.losses import dpo_sigmoid
 from llmtrain.training.preference_losses import (
     Answers,
     LossName,
@@ -161,17 +160,6 @@ def test_without_a_reference_the_change_is_the_log_probability_itself():
     assert preference_loss(Settings("simpo"), policy, None, STEP).chosen_changes.item() == -8.0
     with pytest.raises(AssertionError, match="ipo needs a reference"):
         preference_loss(Settings("ipo"), policy, None, STEP)
-
-
-def test_sigmoid_is_bit_equal_to_the_first_versions_dpo_sigmoid():
-    random = torch.Generator().manual_seed(0)
-    chosen, rejected, reference_chosen, reference_rejected = (100 * torch.randn(4, 64, generator=random)).unbind()
-    policy = Answers(chosen, rejected, torch.ones(64), torch.ones(64))
-    reference = Answers(reference_chosen, reference_rejected, torch.ones(64), torch.ones(64))
-    found = preference_loss(Settings("sigmoid", beta=0.1), policy, reference, StepFacts(1.0, None))
-    before = dpo_sigmoid(chosen, rejected, reference_chosen, reference_rejected, beta=0.1)
-    assert torch.equal(found.losses, before.losses)
-    assert torch.equal(found.margins, before.margins)
 
 
 @pytest.mark.parametrize("loss", get_args(LossName))
