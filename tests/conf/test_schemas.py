@@ -16,11 +16,12 @@ from llmtrain.config.json_schema import conf_schemas
 from llmtrain.config.options import conf_directory
 from llmtrain.report.records import Margins, Processes, Samples
 from llmtrain.telemetry.database import open_database
+from llmtrain.telemetry.vitals import Vitals
 from tests.conf.conftest import Runs
 
 CONF = conf_directory()
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
-RECORDS = [*Record.__subclasses__(), FrozenRun, Samples, Margins, Processes]
+RECORDS = [*Record.__subclasses__(), FrozenRun, Samples, Margins, Processes, Vitals]
 WRITTEN_BY_HAND = {"MetricsRow", "JournalEvent"}
 
 
