@@ -1,0 +1,124 @@
+"""Does the plan come true here? python bench/plan_accuracy.py DIRECTORY [--quick]
+
+Runs the calibration points, then points that are each a factor of two or more away from all of them on some axis
+(parameters, micro-batch, length, steps' tokens, or another trainer), every one a fresh `llmtrain train` in DIRECTORY.
+Each run's plan_vs_actual.json has what was predicted before it and what came; the table shows the held-out points.
+Aims: peak memory within 5 %, step time within 10 %. Times mean something on a quiet machine only.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+STEPS = 10
+NEVER = 10**12
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run; `tokens_per_step` decides how long it is."""
+
+    name: str
+    tokens_per_step: int
+    overrides: tuple[str, ...]
+
+
+def text(name: str, rows: int, length: int, micro_batch: int, *overrides: str) -> Point:
+    """Pretraining of `rows` rows of `length` tokens."""
+    budget = f"trainer.budget_tokens={STEPS * rows * length}"
+    shape = (
+        f"trainer.batch_rows={rows}",
+        f"trainer.sequence_tokens={length}",
+        f"infra.micro_batch_tokens={micro_batch}",
+    )
+    return Point(name, rows * length, ("trainer=pretrain", budget, *shape, *overrides))
+
+
+def pairs(name: str, rows: int, micro_batch: int, *overrides: str) -> Point:
+    """Preference tuning of a network with fresh weights: what it learns is of no interest here."""
+    shape = (f"trainer.batch_rows={rows}", f"data.pairs.max_training_pairs={STEPS * rows}")
+    return Point(name, rows * 300, ("trainer=dpo", *shape, f"infra.micro_batch_tokens={micro_batch}", *overrides))
+
+
+WIDE = (
+    "model.hidden_size=384",
+    "model.intermediate_size=1024",
+    "model.num_attention_heads=12",
+    "model.num_key_value_heads=4",
+)
+CALIBRATION = (
+    text("small, 8 x 256, 2,048 at once", 8, 256, 2048),
+    text("small, 4 x 512, 1,024 at once", 4, 512, 1024),
+    text("small, 16 x 128, 2,048 at once", 16, 128, 2048),
+    text("wide, 8 x 256, 2,048 at once", 8, 256, 2048, *WIDE),
+    pairs("small, 8 pairs, 2,048 at once", 8, 2048),
+)
+HELD_OUT = (
+    text("micro-batch x 4: small, 32 x 256", 32, 256, 8192),
+    text("length x 2: small, 4 x 1,024", 4, 1024, 2048),
+    text("depth x 3: small with 12 layers", 8, 256, 2048, "model.num_hidden_layers=12"),
+    text("width x 2: wider still", 4, 256, 1024, "model.hidden_size=768", "model.intermediate_size=2048",
+         "model.num_attention_heads=24", "model.num_key_value_heads=8"),
+    text("vocabulary x 8: small, 32,768 rows", 8, 256, 2048, "model.vocab_size=32768"),
+    text("recomputation: small, 8 x 256", 8, 256, 2048, "infra.activation_checkpointing=full"),
+    text("LoRA: wide, 8 x 256", 8, 256, 2048, "adapter=lora", *WIDE),
+    pairs("pairs x 4: small, 32 pairs", 32, 8192),
+)  # fmt: skip
+FIXED = (
+    "tracking=none", "model=qwen3_small", "trainer.warmup_tokens=10", "trainer.sample_tokens=0",
+    f"trainer.evaluate_every_tokens={NEVER}", f"trainer.checkpoint_every_tokens={NEVER}",
+    f"trainer.log_every_tokens={NEVER}",
+)  # fmt: skip
+
+
+def run(point: Point, directory: Path, group: str, number: int) -> dict[str, float]:
+    """Train a point in a fresh process; returns predicted and measured figures."""
+    name = f"{group}-{number}"
+    overrides = [*FIXED, *point.overrides, f"name={name}", f"outputs_dir={directory}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+    done = subprocess.run(
+        [sys.executable, "train.py", *overrides], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    found = list(directory.glob(f"{name}/*/plan_vs_actual.json"))
+    if not found:
+        sys.exit(f"{point.name}: no plan_vs_actual.json\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    record = json.loads(found[-1].read_bytes())
+    predicted, measured = record["prediction"]["predicted"], record["measured"]
+    return {
+        "mib": predicted["peak_bytes"] / 2**20,
+        "mib measured": measured["peak_bytes"] / 2**20,
+        "seconds": predicted["seconds_per_step"],
+        "seconds measured": measured["seconds_per_step"],
+    }
+
+
+def show(points: Sequence[Point], directory: Path, group: str) -> tuple[float, float]:
+    """A line for each point; returns the largest errors of memory and time."""
+    print(f"\n{group:36} {'MiB':>7} {'measured':>9} {'error':>7}   {'s/step':>7} {'measured':>9} {'error':>7}")
+    worst = [0.0, 0.0]
+    for number, point in enumerate(points):
+        found = run(point, directory, group, number)
+        memory = found["mib"] / found["mib measured"] - 1
+        time = found["seconds"] / found["seconds measured"] - 1
+        worst = [max(worst[0], abs(memory)), max(worst[1], abs(time))]
+        print(
+            f"{point.name:36} {found['mib']:7.0f} {found['mib measured']:9.0f} {memory:+7.1%}   "
+            f"{found['seconds']:7.3f} {found['seconds measured']:9.3f} {time:+7.1%}",
+            flush=True,
+        )
+    return worst[0], worst[1]
+
+
+def main(directory: Path, quick: bool) -> None:
+    show(CALIBRATION, directory, "calibration")
+    memory, time = show(HELD_OUT[:2] if quick else HELD_OUT, directory, "held-out")
+    print(f"\nlargest error: peak memory {memory:.1%} (aim 5 %), step time {time:.1%} (aim 10 %)")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), "--quick" in sys.argv[2:])

@@ -1,0 +1,81 @@
+"""Facts about this machine and this process that plans need: who it is, how much memory there is and is in use."""
+
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from llmtrain.config.infra import Infra
+
+
+def identity(infra: Infra) -> dict[str, str]:
+    """What must be equal for the times of one run to tell something about another's."""
+    threads = infra.threads or len(os.sched_getaffinity(0)) // infra.ranks or 1
+    device = torch.cuda.get_device_name() if infra.accelerator == "cuda" and torch.cuda.is_available() else _cpu_name()
+    return {
+        "device": device,
+        "threads": str(threads),
+        "precision": infra.precision,
+        "compile": str(infra.compile),
+        "ranks": f"{infra.ranks} {infra.strategy}" if infra.ranks > 1 else "1",
+        "torch": version("torch"),
+    }
+
+
+def resident_bytes() -> int:
+    """Memory of this process now."""
+    return _status("VmRSS")
+
+
+def begin_peak(accelerator: str) -> None:
+    """From now on `peak_bytes` counts anew."""
+    if accelerator == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(accelerator: str) -> int:
+    """The most memory since `begin_peak`: of the process, or of what torch allocated on the device."""
+    return torch.cuda.max_memory_allocated() if accelerator == "cuda" else _status("VmHWM")
+
+
+def memory_bytes(accelerator: str) -> int:
+    """What the device has; of the host what this process could have now, its own included."""
+    if accelerator == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    most = int(text) if limit.exists() and (text := limit.read_text().strip()).isdigit() else 2**62
+    return min(available * 1024 + resident_bytes(), most)
+
+
+def matmul_flops_per_second(accelerator: str, dtype: torch.dtype) -> float:
+    """The best that a square matrix product of moderate size reaches here: the peak that MFU refers to."""
+    size = 4096 if accelerator == "cuda" else 1024
+    a, b = (torch.full((size, size), 0.01, dtype=dtype, device=accelerator) for _ in range(2))
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        product = a @ b
+        if accelerator == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    assert product.shape == (size, size)
+    return 2.0 * size**3 / min(times)
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
