@@ -10,6 +10,7 @@ from llmtrain.doctor.rescore import Judge, Scored, can_be_rebuilt, here, indices
 from llmtrain.doctor.rows import Names, steps_of
 from llmtrain.errors import LLMTrainError
 from llmtrain.training.batches import PairSteps, TextSteps
+from llmtrain.training.checkpoints import step_of
 from llmtrain.training.origin import Origin
 from llmtrain.training.resolve import Inputs
 
@@ -119,7 +120,8 @@ def _spike_rows(run: OpenedRun, inputs: Inputs, names: Names, step: int) -> tupl
         return ["no checkpoint is left to judge its rows by"], []
     usual = median(one.loss for one in scored)
     lines = [_line(one, names) for one in scored[:MOST_ROWS]]
-    lines.append(f"by the weights of {checkpoint.name}; the median of {len(scored)} is {usual:.2f}")
+    late = ", for no older ones are left" if step_of(checkpoint) >= step else ""
+    lines.append(f"by the weights of {checkpoint.name}{late}; the median of {len(scored)} is {usual:.2f}")
     worst = scored[0]
     outlier = len(scored) > 1 and worst.loss > usual + 2 * max(median(abs(one.loss - usual) for one in scored), 0.25)
     return lines, [_remedy(worst, names)] if outlier else []

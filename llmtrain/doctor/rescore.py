@@ -15,7 +15,7 @@ from llmtrain.doctor.opened import OpenedRun
 from llmtrain.doctor.rows import AnySteps, Member, Names, spans_of
 from llmtrain.errors import IntegrityError
 from llmtrain.models import attention
-from llmtrain.models.adapter import attach
+from llmtrain.models.adapter import attach, is_attached
 from llmtrain.models.packed import pack
 from llmtrain.models.start import starting_network
 from llmtrain.training import checkpoints, device
@@ -74,10 +74,10 @@ class Judge:
         state = checkpoints.AtomicCheckpoints().load_checkpoint(wanted)["state_dict"]
         if not state:  # DeepSpeed's own form
             return None
-        if not isinstance(self.config.adapter, NoAdapter) and not hasattr(self.model, "peft_config"):
+        if not isinstance(self.config.adapter, NoAdapter):
             attach(self.model, self.config.adapter)
         weights = {name.removeprefix(MODULE_PREFIX): tensor for name, tensor in state.items()}
-        self.model.load_state_dict(weights, strict=False)  # of an adapter, checkpoints hold the adapter alone
+        self.model.load_state_dict(weights, strict=not is_attached(self.model))  # or the adapter alone
         return wanted
 
     @torch.no_grad()

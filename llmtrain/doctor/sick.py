@@ -78,7 +78,7 @@ def spike_finding(spike: Spike, frozen: FrozenRun, details: Sequence[str], advic
     trainer = frozen.config.trainer
     lower = float(f"{max(spike.usual_grad_norm, 1e-9):.1g}")
     remedies = list(advice)
-    if lower < trainer.max_grad_norm and spike.grad_norm > spike.usual_grad_norm:
+    if lower < trainer.max_grad_norm and spike.grad_norm > 2 * spike.usual_grad_norm:
         remedies.append(f"trainer.max_grad_norm={lower:g} lets such a step count for no more than others (now "
                         f"{trainer.max_grad_norm:g})")  # fmt: skip
     remedies.append(f"trainer.lr={trainer.lr / 2:g}, where spikes go on without rows of their own (now {trainer.lr:g})")

@@ -254,7 +254,7 @@ def test_a_run_that_is_none_or_has_nothing_yet_is_told_from_a_damaged_one(examin
 TUNE = [*SMALL, "trainer.sequence_tokens=128", "trainer.sample_tokens=0", "trainer.epochs=1",
         "trainer.log_every_tokens=1",
         "data.corpus={kind: files, paths: ['text/*.txt'], licence: CC0-1.0}"]  # fmt: skip
-PAIRS = "data.pairs={kind: continuations, prompt_characters: 60, answer_characters: 40, max_training_pairs: 12}"
+PAIRS = "data.pairs={kind: continuations, prompt_characters: 60, answer_characters: 40, max_training_pairs: 8}"
 
 
 @pytest.mark.parametrize(
@@ -263,10 +263,11 @@ PAIRS = "data.pairs={kind: continuations, prompt_characters: 60, answer_characte
         [*RUN, "trainer.budget_tokens=1_536"],
         [*RUN, "trainer.budget_tokens=1_536", "trainer.packing=documents", "trainer.log_every_tokens=1"],
         [*TUNE, "trainer=dpo", PAIRS],
+        [*TUNE, "trainer=dpo", "adapter=lora", "adapter.dropout=0", PAIRS],
         [*TUNE, "trainer=dpo", "trainer.loss=kto", PAIRS],
         [*TUNE, "trainer=sft", "data=chat_jsonl", "data.chats.paths=[chats.jsonl]", "data.chats.licence=CC0-1.0"],
     ],
-    ids=["stream", "documents", "dpo", "kto", "sft"],
+    ids=["stream", "documents", "dpo", "lora", "kto", "sft"],
 )
 def test_the_losses_of_a_steps_rows_add_up_to_its_loss(notes: Path, command: list[str]):
     """By the checkpoint right before it, and without dropout: the doctor sees each row as training saw it."""
