@@ -20,7 +20,7 @@ Vector = npt.NDArray[np.float64]
 
 SECONDS_PER_CALL = 4e-6
 """Prior: Python, dispatch and autograd of one operator, beyond the kernel's own call."""
-LOADED_BYTES = 40e6
+LOADED_BYTES = 30e6
 """Prior: libraries that come with the trainer, the tracker and the curves."""
 _SPREAD = {"gemm": 0.2, "attention": 0.2, "elementwise": 0.4, "head": 0.2, "optimizer": 0.4, "calls": 0.5}
 """How far each factor is believed to be from one, as a standard deviation."""
@@ -59,7 +59,7 @@ def calibrated(runs: Sequence[PlanVsActual]) -> Calibration:
     )
     whole = np.array([float(run.measured.peak_bytes) for run in runs])
     memory = np.array([[LOADED_BYTES, float(one.heap_bytes)] for one in features]).reshape(-1, 2)
-    loaded, heap = _ridge(memory, beyond, np.ones(2), [0.7, 0.1], scale=whole)
+    loaded, heap = _ridge(memory, beyond, np.ones(2), [1.0, 0.1], scale=whole)
     return Calibration(
         dict(zip(names, factors.tolist(), strict=True)), float(loaded) * LOADED_BYTES, float(heap), len(runs)
     )

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from llmtrain.config.base import content_hash
 from llmtrain.files import write_whole
+from llmtrain.plan import machine
 from llmtrain.plan.trace import Op, Shape
 
 _MOST_FLOPS = 1e9
 _MOST_BYTES = 32 * 2**20
-_REPEATS = 5
+_REPEATS = 7
 _ENOUGH_S = 0.02
 """A kernel is repeated until it has run that long, `_REPEATS` times at most, at least twice after a warm-up."""
 
@@ -26,8 +27,8 @@ _ENOUGH_S = 0.02
 class Kernels:
     """Seconds by kernel, kept in `outputs/plan/kernels-<key>.json`; the key is the machine, its threads and torch."""
 
-    def __init__(self, outputs: Path, machine: dict[str, str]) -> None:
-        self.path = outputs / "plan" / f"kernels-{content_hash(machine)[:16]}.json"
+    def __init__(self, outputs: Path, identity: dict[str, str]) -> None:
+        self.path = outputs / "plan" / f"kernels-{content_hash(identity)[:16]}.json"
         self._seconds: dict[str, float] = json.loads(self.path.read_bytes()) if self.path.exists() else {}
         self._before = len(self._seconds)
 
@@ -46,8 +47,8 @@ class Kernels:
         return self._seconds[name]
 
     def keep(self) -> None:
-        """Write what was measured since the last time."""
-        if len(self._seconds) > self._before:
+        """Write what was measured since the last time; not what was measured on a busy machine."""
+        if len(self._seconds) > self._before and not machine.is_busy():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.path, json.dumps(self._seconds) + "\n")
             self._before = len(self._seconds)
@@ -65,7 +66,7 @@ def _measured(op: Op) -> float:
         start = time.perf_counter()
         function(*made, **named)
         times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2] * scale
+    return min(times) * scale  # other processes only make it slower
 
 
 def _part(op: Op) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...], float]:

@@ -25,6 +25,11 @@ def identity(infra: Infra) -> dict[str, str]:
     }
 
 
+def is_busy() -> bool:
+    """Do others use this machine so much that what is timed now says little? More than two processes a core do."""
+    return os.getloadavg()[0] > 2 * len(os.sched_getaffinity(0))
+
+
 def resident_bytes() -> int:
     """Memory of this process now."""
     return _status("VmRSS")

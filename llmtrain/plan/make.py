@@ -117,7 +117,8 @@ class Planner:
         if self.is_timed:
             runs = self.calibration.num_runs
             learnt = f"calibrated from {runs} run{'s' if runs > 1 else ''} here" if runs else "no run to learn from yet"
-            return self.calibration.seconds(self.features), f"each kernel timed on this machine; {learnt}"
+            busy = "; it is busy now, so times are too long" if machine.is_busy() else ""
+            return self.calibration.seconds(self.features), f"each kernel timed on this machine{busy}; {learnt}"
         infra = self.config.infra
         mfu, why = assumed_mfu(infra.hardware, runs_on(self.outputs, self.identity))
         link: float | None = None
