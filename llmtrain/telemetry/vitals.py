@@ -4,6 +4,7 @@ What the data and the config tell is not written here: which rows a step trained
 resumed run cuts the file back as it does metrics.jsonl.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ from warnings import WarningMessage
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmtrain.errors import IntegrityError
-from llmtrain.files import writing
-from llmtrain.telemetry.metrics import MetricsFile
+from llmtrain.files import fsync, writing
 
 VITALS_FILE = "vitals.jsonl"
 """Its name in a run's directory."""
@@ -60,21 +60,33 @@ class Vitals(BaseModel):
         return self.step - len(self.losses) + 1
 
 
-class VitalsFile(MetricsFile):
-    """The file of one run, open for appending by one writer."""
+class VitalsFile:
+    """The file of one run, written to by one process; it is open only while it is written to."""
 
-    def append(self, row: Vitals | dict[str, Any]) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Vitals) -> None:
         """Add a row; it survives the death of the process, and the machine's after the next `size`."""
-        assert isinstance(row, Vitals)
+        with writing(self.path), self.path.open("ab") as file:
+            file.write(row.model_dump_json().encode() + b"\n")
+
+    @property
+    def size(self) -> int:
+        """Bytes, all of them on disk; 0 where there is no file."""
+        if not self.path.exists():
+            return 0
         with writing(self.path):
-            self._file.write(row.model_dump_json().encode() + b"\n")
-            self._file.flush()
+            fsync(self.path)
+        return self.path.stat().st_size
 
     def truncate(self, size: int) -> None:
         """Cut away the rows after the first `size` bytes; what is missing before them is missed by nobody but the
         doctor."""
-        with writing(self.path):
-            self._file.truncate(min(size, self.size))
+        if self.size > size:
+            with writing(self.path):
+                os.truncate(self.path, size)
+                fsync(self.path)
 
 
 def read(path: Path) -> list[Vitals]:

@@ -117,10 +117,10 @@ class Between(lightning.Callback):
             improved = self.best is None or found["loss"] < self.best["loss"]
             if improved:
                 self.best = {"loss": found["loss"], "step": module.step}
-        if row:
-            self._write(module, row)
         if "train/loss" in row:
             self.pulse.write(module.step, module.tokens)
+        if row:
+            self._write(module, row)
         stopping = self.agreed_to_stop()
         if last or improved or stopping or due(before, after, self.settings.checkpoint_every_tokens):
             with self.stopwatch.phase("checkpoints"):
