@@ -1,7 +1,7 @@
 """From selected hidden states to a loss and its gradients, in one pass over chunks of tokens.
 
-The [tokens, vocabulary] tensor of logits never exists: a chunk's logits become log-probabilities, then, in place, their
-gradient, which is multiplied out at once (three matrix products a token, as with all logits kept; cf. Liger's fused
+The [tokens, vocabulary] tensor of logits never exists: a chunk's logits become probabilities in place, which give their
+gradient, and that is multiplied out at once (three matrix products a token, as with all logits kept; cf. Liger's fused
 linear cross-entropy, arXiv 2410.10989, and cut cross-entropy, arXiv 2411.09009, which recompute or fuse further). What
 is new here: the loss may be any function of sums over groups of tokens (the answers of a preference pair), as long as
 a group's tokens fit a chunk; a longer group is passed over twice.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmtrain.models.logprobs import at_least_fp32, log_softmax_
+from llmtrain.models.logprobs import at_least_fp32
 
 LossOfSums = Callable[[Tensor, slice], Tensor]
 """(log-probability sums of some owners [owners], which owners they are) -> the sum of their losses, a scalar."""
@@ -84,7 +84,9 @@ class _Gradients:
     def __init__(self, ctx: Any, hidden: Tensor, weight: Tensor) -> None:
         for_hidden, for_weight = ctx.needs_input_grad[:2]
         self.hidden = torch.empty_like(hidden) if for_hidden else None
-        self.weight = torch.zeros_like(weight) if for_weight else None
+        unwritten = torch.empty_like if len(hidden) else torch.zeros_like
+        self.weight = unwritten(weight) if for_weight else None
+        self.is_empty = True  # the first product is written, the others are added to it
 
     @property
     def needed(self) -> bool:
@@ -117,9 +119,12 @@ class _Gradients:
     def _add_to_weight(self, left: Tensor, right: Tensor) -> None:
         assert self.weight is not None
         if self.weight.dtype == right.dtype:
-            self.weight.addmm_(left, right)
+            torch.addmm(self.weight, left, right, beta=0 if self.is_empty else 1, out=self.weight)
+        elif self.is_empty:
+            self.weight.copy_(left @ right)
         else:
             self.weight += left @ right
+        self.is_empty = False
 
 
 class _LossOfSums(torch.autograd.Function):
@@ -142,8 +147,7 @@ class _LossOfSums(torch.autograd.Function):
             for part, of_part in zip(parts, torch.split(upstream, [_size(part) for part in parts]), strict=True):
                 if len(parts) > 1:
                     logits.log_probs(part, targets)
-                probabilities = logits.last.exp_()
-                gradients.add_log_probs(part, probabilities, targets[part], of_part, hidden[part], cast)
+                gradients.add_log_probs(part, logits.probabilities, targets[part], of_part, hidden[part], cast)
         ctx.gradients = gradients
         return total
 
@@ -184,19 +188,41 @@ def _as_autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Logits:
-    """One chunk's logits at a time, each in the memory of the one before."""
+    """One chunk's logits at a time, turned into probabilities, each in the memory of the one before."""
 
     def __init__(self, chunks: Sequence[Chunk], chunk_tokens: int, hidden: Tensor, weight: Tensor) -> None:
         self.hidden, self.weight = hidden, weight
         rows = max([0, *(_size(part) for chunk in chunks for part in _cut(chunk.targets, chunk_tokens))])
-        self.memory = hidden.new_empty(rows, len(weight))
-        self.last = self.memory
+        self.memory = _memory(hidden, rows, len(weight))
+        self.probabilities = self.memory
 
     def log_probs(self, where: slice, targets: Tensor) -> Tensor:
-        """[targets] log-probabilities; `last` [targets, vocabulary] then has those of every entry."""
-        self.last = torch.mm(self.hidden[where], self.weight.T, out=self.memory[: _size(where)])
-        self.last = log_softmax_(self.last)
-        return self.last.gather(1, targets[where][:, None]).squeeze(1)
+        """[targets] log-probabilities; `probabilities` [targets, vocabulary] then has the whole distributions.
+
+        One softmax in place and two maxima cost half of a log-softmax that is then exponentiated: the logarithm of the
+        softmax's sum is that of the largest probability, negated.
+        """
+        logits = torch.mm(self.hidden[where], self.weight.T, out=self.memory[: _size(where)])
+        logits = logits.to(at_least_fp32(logits.dtype))
+        found = logits.gather(1, targets[where][:, None]).squeeze(1) - logits.amax(1)
+        self.probabilities = torch.softmax(logits, dim=-1, out=logits)
+        return found + self.probabilities.amax(1).log_()
+
+
+_KEPT: dict[torch.dtype, Tensor] = {}
+
+
+def _memory(like: Tensor, rows: int, columns: int) -> Tensor:
+    """[rows, columns] unwritten, of the type of `like` and on its device.
+
+    A CPU process keeps it for the next call: pages that are given back and faulted in again cost a third of a product.
+    """
+    if like.device.type != "cpu" or type(like) is not Tensor:  # CUDA's allocator keeps it; a traced tensor has none
+        return like.new_empty(rows, columns)
+    kept = _KEPT.get(like.dtype)
+    if kept is None or kept.numel() < rows * columns:
+        kept = _KEPT[like.dtype] = like.new_empty(rows * columns)
+    return kept[: rows * columns].view(rows, columns)
 
 
 def _loss_and_gradient(log_probs: Tensor, owners: Tensor, chunk: Chunk, loss: LossOfSums) -> tuple[Tensor, Tensor]:
