@@ -26,6 +26,7 @@ FLAGS = [
     Flag("--help", "this text", "-h"),
     Flag("--version", "the versions of llmtrain and Hydra"),
     Flag("--again", "make a new run although a finished one exists"),
+    Flag("--force", "begin a run that will not fit into memory by its plan"),
     Flag("--multirun", "a sweep: KEY=A,B runs once for each value", "-m"),
     Flag("--config-dir", "a directory with your own options, laid out as conf/", "-cd", "DIR"),
     Flag("--config-name", "another defaults list than train", "-cn", "NAME"),
@@ -157,14 +158,21 @@ def _run(flags: dict[str, str], overrides: list[str], directories: list[Path]) -
 
     if len(points) == 1:
         [(_, config)] = points
-        train(config, base_config=base_of(config, directories, name), again="--again" in flags)
+        train(
+            config, base_config=base_of(config, directories, name), again="--again" in flags, force="--force" in flags
+        )
         return 0
     failures: list[tuple[str, int]] = []
     for number, (point, config) in enumerate(points, 1):
         header = f"[{number}/{len(points)}] {' '.join(point)}"
         print(header, flush=True)
         try:
-            train(config, base_config=base_of(config, directories, name), again="--again" in flags)
+            train(
+                config,
+                base_config=base_of(config, directories, name),
+                again="--again" in flags,
+                force="--force" in flags,
+            )
         except (Interrupted, TryAgain):
             raise
         except LLMTrainError as error:

@@ -1,4 +1,4 @@
-"""Did the plan come true? What a run measured, beside what was predicted: `plan_vs_actual.json` of its directory."""
+"""Did the plan come true? `plan.json` of a run, and what was measured beside it: `plan_vs_actual.json`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,22 @@ from statistics import median
 from llmtrain.files import write_whole
 from llmtrain.plan.records import Figures, PlanVsActual, Prediction
 
-FILE = "plan_vs_actual.json"
+PLAN_FILE, FILE = "plan.json", "plan_vs_actual.json"
 WARM_UP_STEPS = 3
 """Steps left out where there are more: the first ones fill caches and grow the heap."""
+
+
+def predict(directory: Path, prediction: Prediction) -> None:
+    """Keep in a run's directory what its first step begins with."""
+    write_whole(directory / PLAN_FILE, prediction.model_dump_json(indent=2) + "\n")
+
+
+def predicted(directory: Path) -> Prediction | None:
+    """What was kept; None of a run that is older than plans, or where the file is damaged: no run depends on it."""
+    try:
+        return Prediction.model_validate_json((directory / PLAN_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def record(

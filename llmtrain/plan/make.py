@@ -79,19 +79,25 @@ class Planner:
         return max(len(rows) for rows in self.workload.steps)
 
     @cached_property
-    def features(self) -> Features:
+    def heap_bytes(self) -> int:
+        """Of a rank's step at its fullest moment: live on a device, as glibc lays it out on a CPU."""
         parts = per_rank(self.step, self.config.infra, self.num_micro_batches)
         if self.config.infra.accelerator == "cuda":
-            return Features(seconds={}, calls=0, heap_bytes=parts.total, baseline_bytes=0)
+            return parts.total
         alone = sum(self.step.peak(self.num_micro_batches).values())
-        heap = self.step.heap_peak(self.num_micro_batches) * parts.total // alone
+        return self.step.heap_peak(self.num_micro_batches) * parts.total // alone
+
+    @cached_property
+    def features(self) -> Features:
+        if self.config.infra.accelerator == "cuda":
+            return Features(seconds={}, calls=0, heap_bytes=self.heap_bytes, baseline_bytes=0)
         seconds: dict[str, float] = {}
         calls = 0.0
         if self.is_timed:
             kernels = Kernels(self.outputs, self.identity)
             seconds, calls = kernel_seconds(self.step, self.workload, kernels.seconds)
             kernels.keep()
-        return Features(seconds=seconds, calls=calls, heap_bytes=heap, baseline_bytes=self.baseline_bytes)
+        return Features(seconds=seconds, calls=calls, heap_bytes=self.heap_bytes, baseline_bytes=self.baseline_bytes)
 
     @cached_property
     def peak_flops(self) -> float:
@@ -148,7 +154,7 @@ class Planner:
         """What the allocator holds at the fullest moment."""
         on_cuda = self.config.infra.accelerator == "cuda"
         factor = 1 + CUDA_FRAGMENTATION if on_cuda else self.calibration.heap_factor
-        return round(self.features.heap_bytes * factor)
+        return round(self.heap_bytes * factor)
 
     @property
     def capacity_bytes(self) -> int:
@@ -308,10 +314,14 @@ class Planner:
         )
 
 
-def refuse(plan: Plan) -> None:
-    """Raises UserError where the plan does not fit, with the overrides that would make it fit."""
-    if plan.fits:
+def refuse(planner: Planner) -> None:
+    """Raises UserError where the plan does not fit, with the overrides that would make it fit.
+
+    Blocks that torch.compile fuses are planned as if they were not, which is too much: they are not refused.
+    """
+    if planner.fits or planner.config.infra.compile:
         return
+    plan = planner.plan()
     needed, there = plan.peak_bytes / 2**30, plan.capacity_bytes / 2**30
     ways = "\n".join(f"  {overrides}" for overrides in plan.remedies) or "  a smaller model, or a larger device"
     raise UserError(

@@ -66,6 +66,11 @@ def verify(directory: Path) -> None:
             raise IntegrityError(f"{path} is not as it was written")
 
 
+def any_in(directory: Path) -> bool:
+    """Has a run got as far as a checkpoint? Whether one verifies is for `newest` to say."""
+    return bool(_complete(directory))
+
+
 def newest(directory: Path) -> Path | None:
     """The newest checkpoint that verifies; damaged ones are passed over with a word on stderr."""
     for candidate in sorted(_complete(directory), reverse=True):

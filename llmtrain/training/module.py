@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from llmtrain.config.infra import Infra
 from llmtrain.config.trainer import DistillTrainer, DPOTrainer, Trainer
 from llmtrain.errors import NonFiniteLoss
+from llmtrain.models.adapter import is_attached, trainable_state
 from llmtrain.models.head import chunks_of, loss_of_logits, loss_of_sums, loss_of_tokens
 from llmtrain.models.logprobs import hidden_states
 from llmtrain.training.batches import AnswerLogProbs, MicroBatch, StepBatch
@@ -40,6 +41,7 @@ class TokenClock(lightning.LightningModule):
     def __init__(self, model: PreTrainedModel, trainer: Trainer, infra: Infra, total_tokens: int) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.strict_loading = not is_attached(model)  # of a network with an adapter, checkpoints hold the adapter alone
         self.model, self.settings, self.infra, self.total_tokens = model, trainer, infra, total_tokens
         self.ranks = Alone()
         self.ranks.shard(model)
@@ -137,6 +139,7 @@ class TokenClock(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         del checkpoint["loops"]  # our own clock and a loader that begins at our step replace Lightning's counters
         checkpoint["global_step"] = self.step
+        checkpoint["state_dict"] = trainable_state(self, checkpoint["state_dict"])
         checkpoint["clock"] = {"step": self.step, "tokens": self.tokens, "order_sha256": self.order_sha256}
         checkpoint["random_state"], *others = self.ranks.gathered(_random_state())
         if others:
@@ -196,7 +199,7 @@ class DirectPreference(TokenClock):
 
     def loss(self, micro_batch: MicroBatch, step: StepBatch) -> Tensor:
         packed = micro_batch.packed
-        counts = torch.bincount(packed.owners, minlength=packed.num_owners)
+        counts = torch.tensor(packed.counts, device=packed.ids.device)
         facts = StepFacts(mean_chosen_tokens=step.num_chosen_tokens / step.num_units, kl_baseline=None)
 
         def of_sums(sums: Tensor, owners: slice) -> Tensor:
@@ -206,7 +209,7 @@ class DirectPreference(TokenClock):
             return found.losses.sum() / step.num_units
 
         chunk_tokens, weight = self.infra.loss_chunk_tokens, self.model.get_output_embeddings().weight
-        chunks = chunks_of(packed.owners, packed.num_owners, 2, chunk_tokens)
+        chunks = chunks_of(packed.counts, 2, chunk_tokens)
         hidden = hidden_states(self.model, packed)
         return loss_of_sums(hidden, weight, packed.targets, packed.owners, chunks, of_sums, chunk_tokens)
 
@@ -240,7 +243,7 @@ class Votes(TokenClock):
             return kto_loss(ratios, desirable, self.kl_baseline, settings.beta, *weights).sum() / step.num_units
 
         chunk_tokens, weight = self.infra.loss_chunk_tokens, self.model.get_output_embeddings().weight
-        chunks = chunks_of(packed.owners, packed.num_owners, 1, chunk_tokens)
+        chunks = chunks_of(packed.counts, 1, chunk_tokens)
         hidden = hidden_states(self.model, packed)
         return loss_of_sums(hidden, weight, packed.targets, packed.owners, chunks, of_sums, chunk_tokens)
 

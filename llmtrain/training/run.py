@@ -4,6 +4,8 @@ outputs/<name>/<run id>/config.json       the frozen config: what would make thi
                         metrics.jsonl     a row each log interval; curves.png is drawn from it
                         baselines.json    what the last figures are held against, measured before training
                         samples/          held-out prompts continued at each evaluation; margins.json: of each pair
+                        plan.json         memory and time as planned before the first step;
+                        plan_vs_actual.json  and as measured, when training ended
                         report.html       all of it to look at, from the first step on; processes.json: machine, times
                         checkpoints/      what a restart continues from
                         model/            the finished model, as `from_pretrained` loads it
@@ -38,6 +40,9 @@ from llmtrain.journal import Journal
 from llmtrain.models import attention
 from llmtrain.models.logprobs import check_log_probs
 from llmtrain.models.start import starting_network
+from llmtrain.plan import actual
+from llmtrain.plan.machine import resident_bytes
+from llmtrain.plan.make import refuse
 from llmtrain.registry.registry import Registry
 from llmtrain.report.baselines import levels
 from llmtrain.telemetry.curves import plot_curves
@@ -50,6 +55,8 @@ from llmtrain.training.batches import steps_from
 from llmtrain.training.diagnostics import warnings_of
 from llmtrain.training.events import Between
 from llmtrain.training.export import export
+from llmtrain.training.measured import HeldAgainstPlan
+from llmtrain.training.planned import planner
 from llmtrain.training.ranks.alone import Alone
 from llmtrain.training.ranks.group import join, strategy_of
 from llmtrain.training.ranks.in_place import InPlace
@@ -58,12 +65,17 @@ from llmtrain.training.traces import Traces
 
 
 def train(
-    config: TrainConfig, *, base_config: Callable[[], TrainConfig], again: bool = False, say: Say = print
+    config: TrainConfig,
+    *,
+    base_config: Callable[[], TrainConfig],
+    again: bool = False,
+    force: bool = False,
+    say: Say = print,
 ) -> TrainedModel:
     """Train what `config` describes, or continue, or say that it is finished; returns the registered model's record.
 
     `base_config` composes the pretraining that `trainer.init_from=latest` needs where nothing is registered. `again`
-    makes another run of the same mathematics. With more than one rank, this process prepares and freezes; the ranks are
+    makes another run of the same mathematics; `force` begins one that will not fit by its plan. With more than one rank, this process prepares and freezes; the ranks are
     others, that begin with `train_rank`. Raises the errors of `llmtrain.errors`; what was saved stays.
     """
     outputs, stopwatch = Path(config.outputs_dir), Stopwatch()
@@ -72,7 +84,7 @@ def train(
 
     def train_base() -> TrainedModel:
         with stopwatch.phase("base model"):
-            return train(base_config(), base_config=base_config, say=say)
+            return train(base_config(), base_config=base_config, force=force, say=say)
 
     with stopwatch.phase("preparing"):
         frozen, inputs = resolve(config, outputs, train_base, say)
@@ -87,6 +99,9 @@ def train(
             say(f"{directory} is finished: {version.label} (--again makes another run)")
             return version.model
         write_whole(directory / "config.json", frozen.model_dump_json(indent=2) + "\n")
+        begun = checkpoints.any_in(directory / "checkpoints")
+        if not (force or begun):
+            refuse(planner(frozen.config, outputs, resident_bytes()))
         if many:
             from llmtrain.training.ranks.torchrun import run_ranks
 
@@ -130,6 +145,7 @@ def _run(
         kind = "run.continued" if checkpoint else "run.started"
         journal.append(kind, run_id=frozen.run_id, config_sha256=frozen.sha256)
 
+    baseline_bytes = resident_bytes()
     lightning.seed_everything(config.trainer.seed, verbose=False)
     model = starting_network(config, inputs.parent.directory if inputs.parent else None)
     model.to(config.infra.accelerator)  # baselines and the reference are computed there too
@@ -172,8 +188,17 @@ def _run(
         params=config.model_dump(mode="json"),
         tags={"config_sha256": frozen.sha256, "dataset_sha256": inputs.dataset_sha256},
     )
+    held = None
+    if first:
+        with stopwatch.phase("plan"):
+            if checkpoint is None:
+                actual.predict(directory, planner(config, outputs, baseline_bytes, task.steps).prediction())
+            if prediction := actual.predicted(directory):
+                held = HeldAgainstPlan(directory, prediction, config.infra.accelerator)
     try:
-        _fit(frozen, task, directory, checkpoint, metrics, tracker, traces, ranks)
+        _fit(frozen, task, directory, checkpoint, metrics, tracker, traces, ranks, held)
+        if held and held.found:
+            say(actual.in_words(held.found))
         say("evaluating on the test split")
         with stopwatch.phase("evaluation"):
             found = ranks.looking(lambda: task.evaluate("test"))
@@ -216,6 +241,7 @@ def _fit(
     tracker: Tracker,
     traces: Traces,
     ranks: Alone,
+    held: HeldAgainstPlan | None,
 ) -> None:
     """Train from `checkpoint`, or from the start, to the end. Raises Interrupted or TryAgain when a signal stops it."""
     config, stopwatch = frozen.config, traces.stopwatch
@@ -237,7 +263,7 @@ def _fit(
         strategy=InPlace(config.infra),
         max_epochs=1,
         logger=False,
-        callbacks=[between],
+        callbacks=[held, between] if held else [between],
         plugins=[checkpoints.AtomicCheckpoints(ranks), LightningEnvironment()],
         deterministic=config.infra.deterministic,
         default_root_dir=directory,

@@ -14,6 +14,7 @@ from llmtrain.artifacts import Record
 from llmtrain.config.frozen import FrozenRun
 from llmtrain.config.json_schema import conf_schemas
 from llmtrain.config.options import conf_directory
+from llmtrain.plan.records import PlanVsActual, Prediction
 from llmtrain.report.records import Margins, Processes, Samples
 from llmtrain.telemetry.database import open_database
 from llmtrain.telemetry.vitals import Vitals
@@ -21,7 +22,7 @@ from tests.conf.conftest import Runs
 
 CONF = conf_directory()
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
-RECORDS = [*Record.__subclasses__(), FrozenRun, Samples, Margins, Processes, Vitals]
+RECORDS = [*Record.__subclasses__(), FrozenRun, Samples, Margins, Processes, Vitals, Prediction, PlanVsActual]
 WRITTEN_BY_HAND = {"MetricsRow", "JournalEvent"}
 
 

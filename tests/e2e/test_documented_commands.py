@@ -41,7 +41,15 @@ def test_own_text_and_own_preferences(demo: Demo):
         for number in range(200):
             answers = {"chosen": f"It is {number + 1}.", "rejected": f"It is {number}, as far as I know."}
             file.write(json.dumps({"prompt": f"What is {number} and one?", **answers}) + "\n")
-    text, lines, votes = commands("Your own text and preferences")
+    with (demo.directory / "thumbs.jsonl").open("w") as file:
+        for number in range(200):
+            answer = {"completion": f"It is {number + number % 2}.", "label": bool(number % 2)}
+            file.write(json.dumps({"prompt": f"What is {number} and one?", **answer}) + "\n")
+    with (demo.directory / "chats.jsonl").open("w") as file:
+        for number in range(60):
+            said = zip(("user", "assistant"), (f"What is {number} and one?", f"It is {number + 1}."), strict=True)
+            file.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in said]}) + "\n")
+    text, lines, votes, chats, smollm2, thumbs, distilled = commands("Your own text and preferences")
     for command in (f"{text} {TEXT}", f"{lines} {TEXT}"):
         done = shell(command, demo.directory)
         assert done.returncode == 0, done.stdout[-3000:]
@@ -49,6 +57,17 @@ def test_own_text_and_own_preferences(demo: Demo):
     done = shell(f"{votes} {SMALLER} {corpus}", demo.directory)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "trainer.init_from=latest is qwen3_tiny-pretrain@1.0.1" in done.stdout
+    shares = "data.validation_share=0.1 data.test_share=0.1 trainer.epochs=1 "
+    distilled = distilled.replace("qwen3_small", "qwen3_tiny")
+    few = "trainer.warmup_tokens=100 trainer.sample_tokens=4 tracking=none "
+    for command in (
+        f"{chats} {SMALLER} {corpus} {shares}",
+        f"{smollm2} {few} {corpus} {shares}",
+        f"{thumbs} {SMALLER} {corpus} {shares}",
+        f"{distilled} {TEXT} {corpus}",
+    ):
+        done = shell(command, demo.directory)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}"
 
 
 def test_the_readme_shows_what_a_typo_prints(demo: Demo):

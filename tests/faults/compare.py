@@ -15,7 +15,7 @@ from llmtrain.telemetry.metrics import read, without_times
 
 WITH_TIMES = {
     *("metrics.jsonl", "curves.png", "report.html", "processes.json", "version.json"),
-    *("mlflow_run_id", "state.pt", "manifest.json", "vitals.jsonl"),
+    *("mlflow_run_id", "state.pt", "manifest.json", "vitals.jsonl", "plan.json"),
 }
 """Files of a run that hold times, or names that a tracker gave; their content is compared in other ways, or not."""
 
@@ -93,7 +93,7 @@ def files(run: Path) -> dict[str, str]:
     for path in run.rglob("*"):
         if path.is_symlink():
             found[str(path.relative_to(run))] = str(path.readlink())
-        elif path.is_file():
+        elif path.is_file() and path.name != "plan_vs_actual.json":  # only a process that ends its training writes it
             found[str(path.relative_to(run))] = "" if path.name in WITH_TIMES else sha256_of(path)
     return found
 

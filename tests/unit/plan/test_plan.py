@@ -55,8 +55,8 @@ def test_what_does_not_fit_is_refused_with_what_would(planner_of: PlannerOf):
     assert planner.with_overrides(plan.remedies[0]).fits
     assert not planner.with_overrides(f"infra.micro_batch_tokens={2 * plan.largest_micro_batch_tokens}").fits
     with pytest.raises(UserError, match=r"(?s)needs \d+\.\d GiB.*micro_batch_tokens=\d+.*--force"):
-        refuse(plan)
-    refuse(planner.with_overrides(plan.remedies[0]).plan())
+        refuse(planner)
+    refuse(planner.with_overrides(plan.remedies[0]))
 
 
 def test_a_model_that_is_too_large_needs_lora_or_more_devices(planner_of: PlannerOf):
