@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from llmtrain.config.infra import Infra
 from llmtrain.errors import UnsupportedModel, UserError
 from llmtrain.models.attention import Kernel
+from llmtrain.models.products import use_onednn
 
 
 def resolve(infra: Infra) -> Infra:
@@ -40,7 +41,8 @@ def apply(infra: Infra) -> None:
     if infra.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(infra.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # NaN into all that is allocated: a fifth of a step
+    # NaN into all that is allocated costs a fifth of a step
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     os.environ.setdefault("DS_ACCELERATOR", infra.accelerator)  # accelerate imports DeepSpeed, which else warns of it
 
 
@@ -54,7 +56,12 @@ def attention_kernel(infra: Infra) -> Kernel:
 
 
 def prepare(model: PreTrainedModel, infra: Infra) -> None:
-    """Recompute activations and compile, block by block, as `infra` says; names and weights stay as they are."""
+    """Recompute activations and compile, block by block, as `infra` says; names and weights stay as they are.
+
+    One rank on an AMD processor also multiplies by oneDNN.
+    """
+    if infra.accelerator == "cpu" and infra.ranks == 1 and not infra.compile:
+        use_onednn(model)
     for block in blocks(model):
         match infra.activation_checkpointing:
             case "none":
