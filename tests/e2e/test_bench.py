@@ -1,0 +1,43 @@
+"""The scripts in bench/ run, and the peers in them compute the same losses; speed is not judged here."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import shell
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("command", "cases"),
+    [
+        ("dpo.py --quick --threads 1", {"dpo tiny-short"}),
+        pytest.param("pretrain.py --quick --threads 1", {"pretrain tiny"}, marks=pytest.mark.campaign),
+        pytest.param("sft.py --quick --threads 1", {"sft tiny"}, marks=pytest.mark.campaign),
+    ],
+)
+def test_peers_take_turns_and_agree_on_every_loss(repository: Path, tmp_path: Path, command: str, cases: set[str]):
+    done = shell(f"{sys.executable} {repository}/bench/{command} --json {tmp_path}/found.json", repository)
+    assert done.returncode == 0, done.stdout[-3000:]
+    found = json.loads((tmp_path / "found.json").read_bytes())
+    assert found.keys() == cases
+    for case in found.values():
+        assert case["loss_difference"] <= 1e-4
+        assert case["ours"]["imported_gb"] < case["ours"]["peak_gb"]
+        assert case["speed"] > 0
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(300)
+def test_the_scripts_without_a_peer_run(repository: Path, tmp_path: Path):
+    for command in ("scaling.py --quick --threads 1", "cuda.py --kinds pretrain sft --dry-run --rounds 1 --steps 1"):
+        done = shell(f"{sys.executable} {repository}/bench/{command} --json {tmp_path}/found.json", repository)
+        assert done.returncode == 0, done.stdout[-3000:]
+    found = json.loads((tmp_path / "found.json").read_bytes())
+    assert found.keys() == {"scaling", "cuda pretrain", "cuda sft"}
+    context, twice = found["scaling"]["context"]
+    assert twice["context"] == 2 * context["context"]
+    assert context["mflop_per_token"] < twice["mflop_per_token"]
+    assert found["cuda sft"]["tokens_per_second"] > 0
