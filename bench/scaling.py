@@ -45,7 +45,7 @@ def measure(point: dict[str, int], num_steps: int, tokenizers: Path, directory: 
         "trainer.batch_rows": max(1, STEP_TOKENS // context),
         "trainer.sequence_tokens": context,
         "trainer.budget_tokens": STEP_TOKENS * (num_steps + 1),
-        "infra.loss_chunk_tokens": 512,
+        "infra.loss_chunk_tokens": 256,
         "infra.micro_batch_tokens": STEP_TOKENS,
     }
     run = config_of(shape_of(point), "pretrain", **changes)

@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each run, after one of warm-up")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--chunk-tokens", type=int, default=512, help="llmtrain's infra.loss_chunk_tokens")
+    parser.add_argument("--chunk-tokens", type=int, default=256, help="llmtrain's infra.loss_chunk_tokens")
     parser.add_argument("--row-tokens", type=int, default=4096, help="llmtrain's infra.micro_batch_tokens")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="does it run: a tiny network, one round, one step")
