@@ -39,7 +39,7 @@ def test_a_setting_with_every_place_that_set_it_the_newest_first(explain: Explai
 def test_an_interpolated_value_is_shown_resolved_and_as_it_is_written(explain: Explain):
     lines = explain("name", "model=qwen3_tiny").splitlines()
     assert lines[0] == "name = qwen3_tiny-pretrain"
-    assert lines[-1].startswith("  set by   conf/train.yaml:14  ${model.name}-${trainer.kind}  # experiment: directory")
+    assert lines[-1].startswith("  set by   conf/train.yaml:15  ${model.name}-${trainer.kind}  # experiment: directory")
 
 
 def test_a_setting_that_must_be_given_is_no_mistake_to_ask_about(explain: Explain):
@@ -56,7 +56,8 @@ def test_a_setting_that_must_be_given_is_no_mistake_to_ask_about(explain: Explai
 def test_a_setting_of_another_kind_says_which(explain: Explain):
     assert explain("trainer.beta") == (
         "trainer.beta exists only with trainer.kind=dpo\n"
-        "  How strongly the policy is held to the reference: the implicit reward is beta times the log-ratio.\n"
+        "  How strongly the policy is held to the reference: the implicit reward is beta times the log-ratio. "
+        "`ipo`'s tau;\n  `orpo`'s weight of the odds ratio.\n"
         "  wants    a number > 0\n"
         "  changes  the mathematics: another value is another run\n"
     )
@@ -67,8 +68,8 @@ def test_a_setting_of_another_kind_says_which(explain: Explain):
 def test_a_kind_has_the_meaning_of_the_kind_that_is_chosen(explain: Explain):
     assert explain("trainer.kind", "trainer=dpo") == (
         "trainer.kind = dpo\n"
-        "  Direct preference optimisation with the sigmoid loss (arXiv 2305.18290, equation 7).\n"
-        "  wants    one of pretrain, dpo\n"
+        "  Direct preference optimisation (arXiv 2305.18290) and its family.\n"
+        "  wants    one of pretrain, sft, dpo, distill\n"
         "  changes  the mathematics: another value is another run\n"
         "  set by   conf/trainer/_dpo.yaml:3  dpo  # what llmtrain.config.trainer.DPOTrainer describes\n"
     )
@@ -80,7 +81,7 @@ def test_a_group_says_which_option_is_chosen_by_whom_and_lists_its_settings(expl
         "  metrics.jsonl only.\n"
         f"  wants    one of {', '.join(sorted(path.stem for path in Path('conf/tracking').glob('[a-z]*.yaml')))}\n"
         "  set by   override 'tracking=none'  none\n"
-        "  before   conf/train.yaml:8         mlflow\n"
+        "  before   conf/train.yaml:9         mlflow\n"
         "\n"
         "  tracking.kind  none  conf/tracking/none.yaml:3\n"
     )
@@ -93,14 +94,14 @@ def test_an_option_that_an_experiment_chose(explain: Explain):
     ]
     assert explain("experiment").startswith("experiment = null\n")
     set_by = explain("trainer", "experiment=smoke").splitlines()[3:5]  # which changes settings of it, not the choice
-    assert set_by == ["  set by   conf/train.yaml:5  pretrain", ""]
+    assert set_by == ["  set by   conf/train.yaml:6  pretrain", ""]
 
 
 def test_a_group_inside_a_group_is_told_by_its_kind(explain: Explain):
     assert explain("data.pairs", "trainer=dpo").splitlines()[2:] == [
-        "  wants    a group of settings with kind: continuations, jsonl",
+        "  wants    a group of settings with kind: continuations, jsonl, votes",
         "  set by   conf/data/demo_dpo.yaml:4      ...",
-        "  before   conf/data/_preferences.yaml:4  ???  # kind: continuations or jsonl",
+        "  before   conf/data/_preferences.yaml:4  ???  # kind: continuations, jsonl or votes",
         "",
         "  data.pairs.kind                continuations  conf/data/demo_dpo.yaml:5",
         "  data.pairs.prompt_characters   400            conf/data/demo_dpo.yaml:6",

@@ -13,7 +13,7 @@ def places(composer: Composer, key: str, *overrides: str) -> list[tuple[str, str
 def test_the_chain_of_a_setting_runs_from_the_first_file_to_the_last_override(composer: Composer):
     line = "trainer.budget_tokens=300_000"
     assert places(composer, "trainer.budget_tokens", "experiment=smoke", line) == [
-        ("conf/trainer/_pretrain.yaml:4", "???"),
+        ("conf/trainer/_on_text.yaml:3", "???"),
         ("conf/trainer/pretrain.yaml:3", "600_000"),
         ("conf/experiment/smoke.yaml:8", "100_000"),
         (f"override '{line}'", "300_000"),

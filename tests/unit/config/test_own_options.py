@@ -92,7 +92,7 @@ def test_a_defaults_list_that_leaves_a_misspelled_group_empty(write: Write, tmp_
 def test_a_misspelled_kind_in_a_file_hides_no_other_mistake(write: Write, tmp_path: Path):
     path = write("trainer/mine.yaml", "defaults: [pretrain]\nkind: pretrian\nwarmup_token: 3\nlr: fast\n")
     assert problems_of(tmp_path, "trainer=mine", "data=demo_pretrain") == [
-        f"trainer.kind: got 'pretrian', wants one of pretrain, dpo; did you mean 'pretrain'? ({path}:2)",
+        f"trainer.kind: got 'pretrian', wants one of pretrain, sft, dpo, distill; did you mean 'pretrain'? ({path}:2)",
         f"trainer.lr: got 'fast', wants a number > 0 ({path}:4)",
         f"trainer.warmup_token: no such setting; did you mean 'trainer.warmup_tokens'? ({path}:3)",
     ]
@@ -126,8 +126,9 @@ def test_a_misspelled_key_that_is_left_open_is_told_as_misspelled(write: Write, 
 def test_own_trainer_without_a_demo_of_its_own_is_told_to_choose_data(write: Write, tmp_path: Path):
     write("trainer/mine.yaml", "defaults: [dpo]\n")
     assert problems_of(tmp_path, "trainer=mine") == [
-        "trainer: needs 'data/demo_mine', which does not exist; choose data=OPTION of demo_dpo, demo_pretrain, "
-        "preference_jsonl, text_files, text_jsonl (override 'trainer=mine')"
+        "trainer: needs 'data/demo_mine', which does not exist; choose data=OPTION of chat_jsonl, "
+        "demo_distill, demo_dpo, demo_kto, demo_pretrain, demo_sft, preference_jsonl, "
+        "text_files, text_jsonl, votes_jsonl (override 'trainer=mine')"
     ]
 
 
