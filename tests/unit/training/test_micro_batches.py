@@ -22,7 +22,7 @@ from llmtrain.training.module import CrossEntropy, DirectPreference, Votes
 
 VOCABULARY = 512
 WHOLE = 10**6
-CUT = settings(max_examples=15, deadline=None, derandomize=True)
+CUT = settings(max_examples=10, deadline=None, derandomize=True)
 tokens_at_once = st.integers(1, 300)
 
 
@@ -57,7 +57,8 @@ def assert_equal(cut: Recorder, whole: Recorder, num_steps: int = 2) -> None:
     assert cut.losses == pytest.approx(whole.losses, rel=1e-11)
     for ours, theirs in zip(cut.gradients, whole.gradients, strict=True):
         for name, gradient in theirs.items():
-            assert (ours[name] - gradient).norm() <= 1e-9 * gradient.norm(), name
+            # where each sequence is one token, queries and keys have no gradient but rounding
+            assert (ours[name] - gradient).norm() <= 1e-9 * gradient.norm() + 1e-14, name
 
 
 @given(
@@ -133,7 +134,7 @@ def test_sft_is_the_same_however_a_step_is_cut(
     chunk_tokens=tokens_at_once,
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(CUT, max_examples=30)
+@settings(CUT, max_examples=20)
 def test_preference_tuning_and_its_reference_are_the_same_however_a_step_is_cut(
     networks, tmp_path_factory, lengths, loss, kernel, micro_batch_tokens, chunk_tokens, seed
 ):
