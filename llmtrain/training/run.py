@@ -190,7 +190,7 @@ def _run(
     )
     held = None
     if first:
-        with stopwatch.phase("plan"):
+        with stopwatch.phase("plan"), torch.random.fork_rng():  # a plan draws numbers, and training must not notice
             if checkpoint is None:
                 actual.predict(directory, planner(config, outputs, baseline_bytes, task.steps).prediction())
             if prediction := actual.predicted(directory):

@@ -20,7 +20,7 @@ Read = tuple[type[Settings], str]
 """A schema's class and one of its fields."""
 
 PACKAGE = str(Path(llmtrain.__file__).parent)
-CONFIG = str(Path(PACKAGE, "config"))
+NO_READERS = tuple(str(Path(PACKAGE, name)) for name in ("config", "plan", "training/planned.py"))
 BY_NAME = ("LOAD_ATTR", "LOAD_METHOD", "MATCH_CLASS")
 """The instructions that `config.trainer.lr` and `case DPOTrainer(lr=lr)` become; `getattr` in a loop is a call."""
 
@@ -73,8 +73,8 @@ class Runs:
 def recorded_reads() -> Iterator[set[Read]]:
     """The settings that code of the package, outside `llmtrain.config`, reads by name while the block runs.
 
-    What the config's own code does with a setting (rules, hashes, copies), what pydantic dumps, and a loop over all
-    fields is no reading.
+    What the config's own code does with a setting (rules, hashes, copies), what a plan reckons with, what pydantic
+    dumps, and a loop over all fields is no reading.
     """
     found: set[Read] = set()
     read = Settings.__getattribute__
@@ -84,7 +84,7 @@ def recorded_reads() -> Iterator[set[Read]]:
             frame = sys._getframe(1)
             file = frame.f_code.co_filename
             instruction = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-            if file.startswith(PACKAGE) and not file.startswith(CONFIG) and instruction in BY_NAME:
+            if file.startswith(PACKAGE) and not file.startswith(NO_READERS) and instruction in BY_NAME:
                 found.add((type(self), name))
         return read(self, name)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_what_leaves_the_run_id_of_the_network_the_trainer_and_the_precision():
 
 def run_with(runs: Runs, override: str, like: tuple[str, ...]) -> Path:
     """The directory of a run that differs from one of `runs` in one override; tuning starts from the same base."""
-    name = override.partition("=")[0]
+    name = f"{override.partition('=')[0]}-{crc32(override.encode()):08x}"
     start = [f"trainer.init_from={the_run(runs.directory, 'base')}"] if like == TUNED else []
     assert main([*like, *start, "tracking=none", f"name={name}", override]) == 0
     return the_run(runs.directory, name)

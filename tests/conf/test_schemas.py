@@ -22,6 +22,8 @@ from tests.conf.conftest import Runs
 
 CONF = conf_directory()
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
+SOMETIMES = {"plan/kernels-*.json"}
+"""A busy machine's timings are not kept."""
 RECORDS = [*Record.__subclasses__(), FrozenRun, Samples, Margins, Processes, Vitals, Prediction, PlanVsActual]
 WRITTEN_BY_HAND = {"MetricsRow", "JournalEvent"}
 
@@ -161,7 +163,7 @@ def test_runs_write_the_files_that_are_listed_and_no_others(runs: Runs):
     outputs = runs.directory / "outputs"
     written = {path for path in outputs.rglob("*") if path.is_file()}
     listed = {place: set(outputs.glob(place)) for place, _ in listed_files()}
-    assert [place for place, found in listed.items() if not found] == []
+    assert {place for place, found in listed.items() if not found} <= SOMETIMES
     assert written - set.union(*listed.values()) == set()
 
 
