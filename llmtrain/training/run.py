@@ -75,8 +75,9 @@ def train(
     """Train what `config` describes, or continue, or say that it is finished; returns the registered model's record.
 
     `base_config` composes the pretraining that `trainer.init_from=latest` needs where nothing is registered. `again`
-    makes another run of the same mathematics; `force` begins one that will not fit by its plan. With more than one rank, this process prepares and freezes; the ranks are
-    others, that begin with `train_rank`. Raises the errors of `llmtrain.errors`; what was saved stays.
+    makes another run of the same mathematics; `force` begins one that will not fit by its plan. With more than one
+    rank, this process prepares and freezes; the ranks are others, that begin with `train_rank`. Raises the errors of
+    `llmtrain.errors`; what was saved stays.
     """
     outputs, stopwatch = Path(config.outputs_dir), Stopwatch()
     check_tracking(config.tracking)

@@ -15,11 +15,26 @@ FROZEN = Path(__file__).parents[2] / "golden" / "frozen"
 RUN_IDS = {f"v{version}-{kind}": run_id for version in (1, 2)
            for kind, run_id in (("pretrain", "451c1ee774cb"), ("dpo", "a981d8941556"))}  # fmt: skip
 """The directories that these runs had when they were made."""
-BEFORE = {f"config.{name}": value for name, value in {
-    "adapter.kind": "none", "infra.hardware.kind": "measured", "infra.hardware.assumed_mfu": None, "infra.hardware.watts": None, "infra.hardware.price_per_hour": None, "infra.ranks": 1, "infra.strategy": "ddp", "infra.offload": False, "infra.attention": "auto",
-    "infra.compile": False, "infra.activation_checkpointing": "none", "trainer.schedule": "cosine",
-    "trainer.decay_share": 0.2, "trainer.optimizer": "adamw", "trainer.muon_momentum": 0.95}.items()} | {
-    f"resolved.{name}": None for name in ("chats_path", "chats_sha256", "parent_shape_sha256", "teacher_path", "teacher_weights_sha256")}  # fmt: skip
+CONFIG_BEFORE = {
+    "adapter.kind": "none",
+    "infra.hardware.kind": "measured",
+    "infra.hardware.assumed_mfu": None,
+    "infra.hardware.watts": None,
+    "infra.hardware.price_per_hour": None,
+    "infra.ranks": 1,
+    "infra.strategy": "ddp",
+    "infra.offload": False,
+    "infra.attention": "auto",
+    "infra.compile": False,
+    "infra.activation_checkpointing": "none",
+    "trainer.schedule": "cosine",
+    "trainer.decay_share": 0.2,
+    "trainer.optimizer": "adamw",
+    "trainer.muon_momentum": 0.95,
+}
+RESOLVED_BEFORE = ("chats_path", "chats_sha256", "parent_shape_sha256", "teacher_path", "teacher_weights_sha256")
+BEFORE = {f"config.{name}": value for name, value in CONFIG_BEFORE.items()}
+BEFORE |= {f"resolved.{name}": None for name in RESOLVED_BEFORE}
 """What was done before schema 3 could say otherwise."""
 BEFORE_DPO = {f"config.trainer.{name}": value for name, value in {
     "loss": "sigmoid", "label_smoothing": 0.0, "sft_weight": 0.0, "target_margin": 0.5, "desirable_weight": 1.0,
