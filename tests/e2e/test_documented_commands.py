@@ -46,7 +46,7 @@ def test_own_text_and_own_preferences(demo: Demo):
             answer = {"completion": f"It is {number + number % 2}.", "label": bool(number % 2)}
             file.write(json.dumps({"prompt": f"What is {number} and one?", **answer}) + "\n")
     with (demo.directory / "chats.jsonl").open("w") as file:
-        for number in range(60):
+        for number in range(200):
             said = zip(("user", "assistant"), (f"What is {number} and one?", f"It is {number + 1}."), strict=True)
             file.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in said]}) + "\n")
     text, lines, votes, chats, smollm2, thumbs, distilled = commands("Your own text and preferences")
@@ -57,13 +57,13 @@ def test_own_text_and_own_preferences(demo: Demo):
     done = shell(f"{votes} {SMALLER} {corpus}", demo.directory)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "trainer.init_from=latest is qwen3_tiny-pretrain@1.0.1" in done.stdout
-    shares = "data.validation_share=0.1 data.test_share=0.1 trainer.epochs=1 "
+    once = "trainer.epochs=1"
     distilled = distilled.replace("qwen3_small", "qwen3_tiny")
     few = "trainer.warmup_tokens=100 trainer.sample_tokens=4 tracking=none "
     for command in (
-        f"{chats} {SMALLER} {corpus} {shares}",
-        f"{smollm2} {few} {corpus} {shares}",
-        f"{thumbs} {SMALLER} {corpus} {shares}",
+        f"{chats} {SMALLER} {corpus} {once}",
+        f"{smollm2} {few} {corpus} {once}",
+        f"{thumbs} {SMALLER} {corpus} {once}",
         f"{distilled} {TEXT} {corpus}",
     ):
         done = shell(command, demo.directory)
