@@ -22,7 +22,7 @@ def _in_the_repository(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ("line", "offered"),
     [
         ("python train.py tra", "tracking. tracking= trainer. trainer="),
-        ("python train.py trainer=", "trainer=dpo trainer=pretrain"),
+        ("python train.py trainer=", "trainer=distill trainer=dpo trainer=kto trainer=pretrain trainer=sft"),
         ("./train.py infra=local_c", "infra=local_cpu"),
         ("/usr/bin/python3 ./train.py +exper", "+experiment="),
         ("python train.py model=qwen3_tiny,qwen3_s", "model=qwen3_tiny,qwen3_small"),
@@ -38,7 +38,7 @@ def _in_the_repository(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("python train.py --cfg ", "all hydra job"),
         ("python train.py --a", "--again"),
         ("llmtrain ex", "explain"),
-        ("llmtrain train trainer=d", "trainer=dpo"),
+        ("llmtrain train trainer=d", "trainer=distill trainer=dpo"),
         ("llmtrain explain tra", "tracking tracking. trainer trainer."),
         ("llmtrain explain trainer=dpo trainer.be", "trainer.beta"),
         ("llmtrain explain --j", "--json"),
@@ -101,7 +101,7 @@ def typed_into_bash(install: str, keys: str, directory: Path) -> str:
         ("python train.py exp\tsm\tmod\t=qwen3_t\t", "python train.py experiment=smoke model=qwen3_tiny "),
         ("python train.py trainer=dpo trainer.be\t0.2", "python train.py trainer=dpo trainer.beta=0.2"),
         ("python READ\t", "python README.md "),
-        ("llmtrain tr\ttrainer=d\ttrainer.be\t", "llmtrain train trainer=dpo trainer.beta="),
+        ("llmtrain tr\ttrainer=dp\ttrainer.be\t", "llmtrain train trainer=dpo trainer.beta="),
     ],
 )
 def test_tab_completes_in_a_real_bash(keys: str, line: str, repository: Path):
