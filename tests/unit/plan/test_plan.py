@@ -48,7 +48,9 @@ def test_eight_h100_share_tokens_and_weights(planner_of: PlannerOf):
 
 
 def test_what_does_not_fit_is_refused_with_what_would(planner_of: PlannerOf):
-    planner = planner_of("infra=h100", "infra.hardware.memory_gib=1.5", "trainer.batch_rows=256")  # qwen3_small
+    planner = planner_of(
+        "infra=h100", "infra.hardware.memory_gib=1.5", "trainer.batch_rows=256", "infra.compile=false"
+    )  # qwen3_small
     plan = planner.plan()
     assert not plan.fits
     assert plan.remedies[0] == f"infra.micro_batch_tokens={plan.largest_micro_batch_tokens}"
@@ -57,6 +59,12 @@ def test_what_does_not_fit_is_refused_with_what_would(planner_of: PlannerOf):
     with pytest.raises(UserError, match=r"(?s)needs \d+\.\d GiB.*micro_batch_tokens=\d+.*--force"):
         refuse(planner)
     refuse(planner.with_overrides(plan.remedies[0]))
+
+
+def test_compiled_blocks_are_not_refused_because_they_are_planned_as_if_they_were_not(planner_of: PlannerOf):
+    planner = planner_of("infra=h100", "infra.hardware.memory_gib=1.5", "trainer.batch_rows=256", "infra.compile=true")
+    assert not planner.fits
+    refuse(planner)
 
 
 def test_a_model_that_is_too_large_needs_lora_or_more_devices(planner_of: PlannerOf):
