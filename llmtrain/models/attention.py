@@ -1,12 +1,13 @@
 """Attention within packed rows, under three kernels that compute the same.
 
-`segments` runs SDPA on each segment alone (equal shapes together): no work for what is masked, any device.
+`segments` runs each segment alone, without work for what is masked: by products of our own (`block_attention`) in full
+precision on a CPU, by SDPA (equal shapes together) elsewhere.
 `sdpa` runs SDPA on the whole row under a dense mask: the plain form, which the others are tested against.
 `flex` runs FlexAttention (arXiv 2412.05496) under a block mask: blocks that are masked whole are skipped. CUDA.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from llmtrain.errors import UnsupportedModel
+from llmtrain.models.block_attention import block_attention, numbers_of
 from llmtrain.models.packed import Packed
 
 Kernel = Literal["segments", "sdpa", "flex"]
@@ -55,7 +57,7 @@ def mask_arguments(kernel: Kernel, packed: Packed) -> dict[str, Any]:
     match kernel:
         case "segments":
             no_mask = packed.ids.new_empty((1, 1, 1, 1))  # transformers makes none where it is given one
-            return {"segments": by_shape(packed.segments), "attention_mask": no_mask}
+            return {"segments": numbers_of(packed.segments), "attention_mask": no_mask}
         case "sdpa":
             return {"attention_mask": dense_mask(packed)[None, None]}
         case "flex":
@@ -95,11 +97,13 @@ Shapes = dict[tuple[int, int], list[tuple[int, tuple[int, int, int, int]]]]
 """Segments, with their places in the row's order, by (length, length of the context)."""
 
 
-def by_shape(segments: Tensor) -> Shapes:
-    """Segments of equal shape together: each group is one call of SDPA."""
+def by_shape(segments: Sequence[int]) -> Shapes:
+    """Segments, four numbers each, of equal shape together: each group is one call of SDPA."""
     found: Shapes = defaultdict(list)
-    for place, (start, stop, context_start, context_stop) in enumerate(segments.tolist()):
-        found[stop - start, context_stop - context_start].append((place, (start, stop, context_start, context_stop)))
+    numbers = iter(segments)
+    for place, segment in enumerate(zip(numbers, numbers, numbers, numbers, strict=True)):
+        start, stop, context_start, context_stop = segment
+        found[stop - start, context_stop - context_start].append((place, segment))
     return dict(found)
 
 
@@ -110,12 +114,12 @@ def segment_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    segments: Shapes | None = None,
+    segments: Sequence[int] | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA for each shape of segment, as transformers calls attention; without segments, transformers' own SDPA.
+    """Attention within `segments`, as transformers calls it; without segments, transformers' own SDPA.
 
     query [1, heads, tokens, width], key and value [1, key heads, tokens, width] -> [1, tokens, heads, width]. Raises
     UnsupportedModel for what only some layers of some architectures ask for (sliding windows, sinks, soft caps).
@@ -130,11 +134,15 @@ def segment_attention(
             f"attention within documents knows no {', '.join(unknown)}, which {type(module).__name__} asks for; choose "
             f"a model without it"
         )
+    exact = query.dtype.itemsize >= 4 and not torch.is_autocast_enabled(query.device.type)
+    if query.device.type == "cpu" and exact and not dropout:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return block_attention(query, key, value, list(segments), scale), None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     pieces: dict[int, Tensor] = {}
-    for (length, context), members in segments.items():
+    for (length, context), members in by_shape(segments).items():
         parts = []
         for _, (start, stop, context_start, context_stop) in members:
             own = slice(start, stop)

@@ -73,6 +73,8 @@ def _part(op: Op) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...], float]:
     """(arguments, named arguments, how much more the whole costs)."""
     if "_fused_adam" in op.name or "_foreach" in op.name:
         return _some_of_lists(op)
+    if "block_attention" in op.name:  # its segments are numbers among the arguments: no part of it is alike
+        return op.args, op.kwargs, 1.0
     args, kwargs, scale = op.args, op.kwargs, 1.0
     cost = max(op.num_flops / _MOST_FLOPS, op.num_bytes / _MOST_BYTES)
     attends = "scaled_dot_product" in op.name

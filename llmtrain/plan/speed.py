@@ -21,7 +21,7 @@ def class_of(op: Op) -> str:
     name = op.name.split(".")[1]
     if name in ("mm", "addmm", "bmm", "addmm_", "baddbmm"):
         return "gemm"
-    return "attention" if "scaled_dot_product" in name else "elementwise"
+    return "attention" if "scaled_dot_product" in name or "block_attention" in name else "elementwise"
 
 
 def kernel_seconds(

@@ -150,7 +150,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _op(self, func: Any, args: Any, kwargs: Any, out: Any) -> Op:
         tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
-        count: Callable[..., int] | None = _FLOPS.get(func._overloadpacket)
+        count: Callable[..., int] | None = (flop_registry | _CPU_FLOPS).get(func._overloadpacket)
         return Op(
             phase=self.phase,
             name=str(func),
@@ -187,7 +187,7 @@ def _cpu_attention_backward_flops(
     return found
 
 
-_FLOPS = flop_registry | {  # torch counts these on CUDA only
+_CPU_FLOPS = {  # torch counts these on CUDA only
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward_flops,
 }

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from llmtrain.config.infra import Infra
 from llmtrain.errors import UnsupportedModel, UserError
 from llmtrain.models.attention import Kernel
-from llmtrain.models.products import use_onednn
 
 
 def resolve(infra: Infra) -> Infra:
@@ -56,12 +55,7 @@ def attention_kernel(infra: Infra) -> Kernel:
 
 
 def prepare(model: PreTrainedModel, infra: Infra) -> None:
-    """Recompute activations and compile, block by block, as `infra` says; names and weights stay as they are.
-
-    One rank on an AMD processor also multiplies by oneDNN.
-    """
-    if infra.accelerator == "cpu" and infra.ranks == 1 and not infra.compile:
-        use_onednn(model)
+    """Recompute activations and compile, block by block, as `infra` says; names and weights stay as they are."""
     for block in blocks(model):
         match infra.activation_checkpointing:
             case "none":
@@ -105,6 +99,7 @@ EXPENSIVE = [
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.higher_order.flex_attention,
+    torch.ops.llmtrain.block_attention.default,
 ]
 """What selective checkpointing keeps: matrix products and attention; the rest is cheap to compute again."""
 

@@ -6,11 +6,13 @@ import torch
 from networks import SHAPES, SIZES, qwen3, some_trees
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import MistralConfig, MistralForCausalLM
 
 from llmtrain.errors import UnsupportedModel
 from llmtrain.models import attention
 from llmtrain.models.attention import block_mask, by_shape, dense_mask, generating, kernel_of, use
+from llmtrain.models.block_attention import block_attention, numbers_of
 from llmtrain.models.logprobs import check_log_probs, hidden_states
 from llmtrain.models.packed import Packed, Tree, document, pack
 
@@ -56,8 +58,9 @@ def test_each_shape_of_segment_is_one_call(monkeypatch):
     monkeypatch.setattr(attention, "scaled_dot_product_attention", counted)
     model, packed = qwen3(num_hidden_layers=1), pack(some_trees())
     use(model, "segments")
-    hidden_states(model, packed)
-    shapes = by_shape(packed.segments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden_states(model, packed)
+    shapes = by_shape(numbers_of(packed.segments))
     assert sorted(calls) == sorted((len(members), length) for (length, _), members in shapes.items())
     assert (2, 8) in calls, "the two documents of nine tokens go together"
     assert (2, 4) in calls, "and so do the two rejected answers of five tokens with prompts of four"
@@ -145,3 +148,36 @@ def test_sliding_windows_are_refused_and_the_kernel_that_has_them_is_named():
 def test_the_shapes_are_what_the_tests_above_need():
     assert len(some_trees()) == len(SHAPES)
     assert {len(shape) for shape in SHAPES} == {2, 3, 4}
+
+
+@pytest.mark.parametrize("segments", [
+    [(0, 7, 0, 0)],
+    [(0, 70, 0, 0), (70, 71, 70, 70), (71, 200, 71, 71)],
+    [(0, 90, 0, 0), (90, 160, 0, 30), (160, 163, 160, 160), (163, 165, 160, 161)],
+])  # fmt: skip
+@pytest.mark.parametrize("groups", [(4, 4), (4, 2), (6, 1)])
+def test_block_attention_is_sdpa_under_the_dense_mask_with_its_gradients(segments, groups):
+    heads, key_heads = groups
+    tokens = segments[-1][1]
+    packed = pack([document(np.zeros(tokens + 1, dtype=np.int64))])
+    packed.segments = torch.tensor(segments)
+    made = [torch.randn(1, tokens, n, 8, dtype=torch.float64) for n in (heads, key_heads, key_heads)]
+    query, key, value = (t.transpose(1, 2).requires_grad_() for t in made)
+    repeated = [t.repeat_interleave(heads // key_heads, dim=1) for t in (key, value)]
+    expected = scaled_dot_product_attention(query, *repeated, attn_mask=dense_mask(packed)).transpose(1, 2)
+    found = block_attention(query, key, value, numbers_of(packed.segments), 8**-0.5)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    upstream = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad(t, (query, key, value), upstream) for t in (found, expected))
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-11, atol=1e-11)
+
+
+def test_block_attention_is_an_operator_that_torch_can_trace():
+    query = torch.randn(1, 4, 80, 8, dtype=torch.float64, requires_grad=True)
+    key, value = (torch.randn(1, 2, 80, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    torch.library.opcheck(block_attention, (query, key, value, [0, 70, 0, 0, 70, 80, 0, 9], 0.3))
+    with FlopCounterMode(display=False) as counter:
+        block_attention(query, key, value, [0, 70, 0, 0, 70, 80, 0, 9], 0.3).sum().backward()
+    pairs = 70 * 70 + 10 * 19
+    assert counter.get_total_flops() == 7 * 2 * 4 * 8 * pairs
