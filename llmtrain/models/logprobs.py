@@ -53,13 +53,20 @@ def check_log_probs(model: PreTrainedModel, tolerance: float = 1e-4) -> None:
 
     Compared on two documents in one row, fp32, by the largest absolute difference. Architectures that scale or cap
     their logits, add a bias to them, put something between the last hidden state and the output layer, or look across
-    the borders of documents are found here.
+    the borders of documents are found here; sliding windows, longer than the two documents, by the config.
     """
     name = type(model).__name__
     output = model.get_output_embeddings()
     if not isinstance(output, nn.Linear) or "bias" in dict(output.named_parameters()):
         raise UnsupportedModel(
             f"{name} has no plain linear output layer; use an architecture that has one, such as Qwen3"
+        )
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or [])
+    if kinds - {"full_attention"} or (not kinds and getattr(text, "sliding_window", None)):
+        raise UnsupportedModel(
+            f"{name} has layers that see a sliding window only ({', '.join(sorted(kinds)) or 'sliding_window'} in its "
+            f"config.json), which attention within documents does not know; choose a model with full attention"
         )
     training, vocab_size = model.training, output.weight.shape[0]
     model.eval()

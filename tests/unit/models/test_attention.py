@@ -11,7 +11,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from llmtrain.errors import UnsupportedModel
 from llmtrain.models import attention
-from llmtrain.models.attention import block_mask, by_shape, dense_mask, generating, kernel_of, use
+from llmtrain.models.attention import block_mask, by_shape, dense_mask, generating, kernel_of, segment_attention, use
 from llmtrain.models.block_attention import block_attention, numbers_of
 from llmtrain.models.logprobs import check_log_probs, hidden_states
 from llmtrain.models.packed import Packed, Tree, document, pack
@@ -138,11 +138,19 @@ def test_generating_is_transformers_own_and_the_kernel_comes_back(kernel):
     assert kernel_of(model) == kernel
 
 
-def test_sliding_windows_are_refused_and_the_kernel_that_has_them_is_named():
-    model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8))
-    use(model, "segments")
-    with pytest.raises(UnsupportedModel, match="sliding_window"):
+@pytest.mark.parametrize("kernel", ["segments", "sdpa", "flex"])
+@pytest.mark.parametrize("window", [8, 4096])
+def test_sliding_windows_are_refused_under_each_kernel(kernel, window):
+    model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=window))
+    use(model, kernel)
+    with pytest.raises(UnsupportedModel, match="sliding"):
         check_log_probs(model)
+
+
+def test_layers_that_ask_for_what_blocks_do_not_know_are_refused():
+    packed = torch.zeros(1, 2, 4, 8)
+    with pytest.raises(UnsupportedModel, match="s_aux"):
+        segment_attention(torch.nn.Identity(), packed, packed, packed, None, segments=[0, 4, 0, 0], s_aux=packed)
 
 
 def test_the_shapes_are_what_the_tests_above_need():
