@@ -49,6 +49,23 @@ DPO = (
     "trainer.sequence_tokens=96",
     "data.pairs={kind: continuations, prompt_characters: 60, answer_characters: 40, max_training_pairs: 50}",
 )  # 9 steps, the last of two pairs: with two ranks a pair each
+SFT = (
+    "trainer=sft",
+    "trainer.epochs=1",
+    "trainer.sequence_tokens=256",
+    "trainer.batch_rows=4",
+    "infra.micro_batch_tokens=256",
+    "data.chats={kind: docstring_chats, max_answer_characters: 80, max_training_chats: 90}",
+    "data.max_refused_share=0.2",
+)
+OTHERS = {
+    "sft": SFT,
+    "kto": (*DPO, "trainer=kto"),
+    "distill": ("trainer=distill", *PRETRAIN[1:], "trainer.teacher={pretrain}"),
+    "dpo-lora": (*DPO, "adapter=lora"),
+}
+"""The other trainers and the adapter, each under both of `FOR_OTHERS`."""
+FOR_OTHERS = ("ddp", "fsdp2")
 DATA = "data.corpus={{kind: files, paths: ['{}/text/*.txt'], licence: PSF-2.0}}"
 
 
@@ -60,6 +77,10 @@ class Runs:
         text(place, num_documents=24, characters=2000)
         self.alone("pretrain", PRETRAIN)
         self.alone("dpo", (*DPO, f"trainer.init_from={self.directory('pretrain')}"))
+        pretrained = self.directory("pretrain")
+        for name, overrides in OTHERS.items():
+            start = () if name == "distill" else (f"trainer.init_from={pretrained}",)
+            self.alone(name, (*(line.replace("{pretrain}", str(pretrained)) for line in overrides), *start))
         (place / "torch_extensions").mkdir()
         plan: list[dict[str, Any]] = []
         for strategy in STRATEGIES:
@@ -67,6 +88,7 @@ class Runs:
             plan += [self.pair(f"{strategy}-dpo", "dpo", strategy)]
             plan += [self.pair(f"{strategy}-stopped", "pretrain", strategy, stop=[1, 3])]
             plan += [self.pair(f"{strategy}-stopped", "pretrain", strategy)]
+        plan += [self.pair(f"{strategy}-{kind}", kind, strategy) for strategy in FOR_OTHERS for kind in OTHERS]
         plan += [self.pair("offload-pretrain", "pretrain", "deepspeed_zero3", offload=True)]
         for strategy in ELASTIC:
             self.alone(f"{strategy}-elastic", PRETRAIN, stop=3)
@@ -170,8 +192,11 @@ def largest_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]])
     return max(abs(one / other - 1) for one, other in pairs)
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "dpo"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+ALL = [(strategy, kind) for strategy in STRATEGIES for kind in ("pretrain", "dpo")]
+ALL += [(strategy, kind) for strategy in FOR_OTHERS for kind in OTHERS]
+
+
+@pytest.mark.parametrize(("strategy", "kind"), ALL)
 def test_two_ranks_give_the_curve_of_one(runs: Runs, strategy: str, kind: str):
     one, two = runs.rows(kind), runs.rows(f"{strategy}-{kind}")
     assert len(one) >= 8
@@ -185,8 +210,7 @@ def test_an_offloaded_optimizer_and_weights_change_nothing(runs: Runs):
     assert largest_difference(runs.rows("offload-pretrain"), runs.rows("pretrain")) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "dpo"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("strategy", "kind"), ALL)
 def test_the_exported_model_is_whole_tied_and_the_one_rank_one_within_rounding(runs: Runs, strategy: str, kind: str):
     ours, theirs = (
         AutoModelForCausalLM.from_pretrained(runs.directory(name) / "model") for name in (f"{strategy}-{kind}", kind)
