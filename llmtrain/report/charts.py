@@ -30,8 +30,9 @@ class Axis:
     @property
     def ticks(self) -> list[tuple[float, str]]:
         """Place and label of three to six round values."""
-        step = 10 ** math.floor(math.log10((self.high - self.low) / 3))
-        step *= max(factor for factor in (1, 2, 5) if step * factor <= (self.high - self.low) / 3)
+        widest = (self.high - self.low) / 3 * (1 + 1e-9)  # log10 of what is just below a power of ten is rounded up
+        step = 10 ** math.floor(math.log10(widest))
+        step *= max(factor for factor in (1, 2, 5) if step * factor <= widest)
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
         return [(self.place(number * step), short(number * step)) for number in range(first, last + 1)]
 

@@ -15,6 +15,11 @@ def test_numbers_are_short(value: float, words: str):
     assert short(value) == words
 
 
+@pytest.mark.parametrize("high", [2999.9999999999995, 0.29999999999999993])  # a third's logarithm is rounded up
+def test_an_axis_just_below_a_round_width_has_ticks(high):
+    assert len(Axis(0.0, high, 0, 100).ticks) == 3
+
+
 def test_an_axis_has_round_ticks_inside_it():
     assert Axis(0, 10, 0, 100).ticks == [(0, "0"), (20, "2"), (40, "4"), (60, "6"), (80, "8"), (100, "10")]
     assert [label for _, label in Axis(5.41, 6.97, BOTTOM, TOP).ticks] == ["5.5", "6", "6.5"]
