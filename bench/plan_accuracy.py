@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-STEPS = 10
+STEPS = 20
 NEVER = 10**12
 
 
@@ -66,11 +66,11 @@ HELD_OUT = (
          "model.num_attention_heads=24", "model.num_key_value_heads=8"),
     text("vocabulary x 8: small, 32,768 rows", 8, 256, 2048, "model.vocab_size=32768"),
     text("recomputation: small, 8 x 256", 8, 256, 2048, "infra.activation_checkpointing=full"),
-    text("LoRA: wide, 8 x 256", 8, 256, 2048, "adapter=lora", *WIDE),
+    pairs("LoRA, pairs x 2: small, 16 pairs", 16, 4096, "adapter=lora"),
     pairs("pairs x 4: small, 32 pairs", 32, 8192),
 )  # fmt: skip
 FIXED = (
-    "tracking=none", "model=qwen3_small", "trainer.warmup_tokens=10", "trainer.sample_tokens=0",
+    "tracking=none", "model=qwen3_small", "infra.precision=fp32", "trainer.warmup_tokens=10", "trainer.sample_tokens=0",
     f"trainer.evaluate_every_tokens={NEVER}", f"trainer.checkpoint_every_tokens={NEVER}",
     f"trainer.log_every_tokens={NEVER}",
 )  # fmt: skip

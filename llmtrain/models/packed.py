@@ -89,7 +89,7 @@ def pair(prompt: Array, *answers: Array) -> Tree:
 
 
 def pack(trees: Iterable[Tree], pad_to: int = 1) -> Packed:
-    """`trees` in one row, which a segment of its own fills up to `pad_to` tokens where it is shorter."""
+    """`trees` in one row, which a segment of its own fills up to a multiple of `pad_to` tokens."""
     ids: list[Array] = []
     positions: list[Array] = []
     segments: list[tuple[int, int, int, int]] = []
@@ -119,9 +119,10 @@ def pack(trees: Iterable[Tree], pad_to: int = 1) -> Packed:
             targets.append(answer.ids[is_target])
             owners.append(np.full(int(is_target.sum()), len(counts)))
             counts.append(len(owners[-1]))
-    if length < pad_to:
-        segments.append((length, pad_to, length, length))
-        append(np.zeros(pad_to - length, dtype=np.int64), 0)
+    whole = max(1, -(-length // pad_to)) * pad_to
+    if length < whole:
+        segments.append((length, whole, length, length))
+        append(np.zeros(whole - length, dtype=np.int64), 0)
     segments = [segment for segment in segments if segment[0] < segment[1]]
     return Packed(
         ids=_tensor(ids),

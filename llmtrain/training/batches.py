@@ -269,8 +269,11 @@ def balanced(sizes: Sequence[int], limit: int, ranks: int) -> list[list[int]]:
 
 
 def padding(infra: Infra) -> int:
-    """Tokens that every row is filled up to: compiled kernels want one shape."""
-    return -(-infra.micro_batch_tokens // 128) * 128 if infra.compile else 1
+    """Tokens that every row is filled up to a multiple of: compiled kernels want one shape, oneDNN's (bf16 on a CPU)
+    few, as each is made anew and kept."""
+    if infra.compile:
+        return -(-infra.micro_batch_tokens // 128) * 128
+    return 128 if infra.accelerator == "cpu" and infra.precision == "bf16" else 1
 
 
 def steps_from(steps: Steps, first_step: int) -> DataLoader[StepBatch]:
