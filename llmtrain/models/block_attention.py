@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 BLOCK = 128
-"""Queries at a time: 64 and 256 took as long or up to a quarter longer, on heads of 32 to 128 and rows of 32 to 1,024."""
+"""Queries at a time: 64 and 256 took as long or up to a quarter longer (heads of 32 to 128, rows of 32 to 1,024)."""
 
 
 def numbers_of(segments: Tensor) -> list[int]:
