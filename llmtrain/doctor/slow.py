@@ -164,7 +164,7 @@ def padding_waste(rows: list[Vitals], infra: Infra, sizes: Sizes, would_be: Size
     if would_be is not None and would_be.padding_share < 0.8 * share:
         remedies.append(f"infra.micro_batch_tokens={better(sizes)} leaves {would_be.padding_share:.0%} padding")
     remedies.append("infra.compile=false needs no padding")
-    row = padding(infra)
+    row = padding(infra)["pad_to"]  # only a compiled run has this finding: others are compared with themselves
     return line, Finding(
         kind="padding",
         seen=f"{share:.0%} of the tokens that pass through the model are padding: micro-batches of "

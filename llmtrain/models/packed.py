@@ -88,8 +88,8 @@ def pair(prompt: Array, *answers: Array) -> Tree:
     return Tree(prompt, [Answer(ids, np.ones(len(ids), dtype=bool)) for ids in answers])
 
 
-def pack(trees: Iterable[Tree], pad_to: int = 1) -> Packed:
-    """`trees` in one row, which a segment of its own fills up to a multiple of `pad_to` tokens."""
+def pack(trees: Iterable[Tree], pad_to: int = 1, multiple_of: int = 1) -> Packed:
+    """`trees` in one row; a segment of its own fills it up to `pad_to` tokens, and to a multiple of `multiple_of`."""
     ids: list[Array] = []
     positions: list[Array] = []
     segments: list[tuple[int, int, int, int]] = []
@@ -119,7 +119,7 @@ def pack(trees: Iterable[Tree], pad_to: int = 1) -> Packed:
             targets.append(answer.ids[is_target])
             owners.append(np.full(int(is_target.sum()), len(counts)))
             counts.append(len(owners[-1]))
-    whole = max(1, -(-length // pad_to)) * pad_to
+    whole = -(-max(length, pad_to) // multiple_of) * multiple_of
     if length < whole:
         segments.append((length, whole, length, length))
         append(np.zeros(whole - length, dtype=np.int64), 0)

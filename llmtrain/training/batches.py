@@ -190,7 +190,7 @@ def packed_rows(rows: Sequence[Sequence[Tree]], indices: Sequence[int], infra: I
     nothing = torch.zeros(0)
     return [
         MicroBatch(
-            pack((tree for place in places for tree in rows[place]), pad_to=padding(infra)),
+            pack((tree for place in places for tree in rows[place]), **padding(infra)),
             indices=torch.tensor([indices[place] for place in places], dtype=torch.int64),
             reference=nothing,
             is_desirable=nothing.bool(),
@@ -213,7 +213,7 @@ def packed_pairs(
             known = torch.stack([reference.chosen[here], reference.rejected[here]], dim=1).flatten()
         found.append(
             MicroBatch(
-                pack((trees[place] for place in places), pad_to=padding(infra)),
+                pack((trees[place] for place in places), **padding(infra)),
                 indices=torch.tensor(here, dtype=torch.int64),
                 reference=known,
                 is_desirable=torch.zeros(0, dtype=torch.bool),
@@ -236,11 +236,11 @@ def packed_votes(
         here = [indices[place] for place in places]
         found.append(
             MicroBatch(
-                pack((answers[place] for place in places), pad_to=padding(infra)),
+                pack((answers[place] for place in places), **padding(infra)),
                 indices=torch.tensor(here, dtype=torch.int64),
                 reference=reference.chosen[here],
                 is_desirable=torch.tensor([votes.is_desirable(index) for index in here], dtype=torch.bool),
-                mismatched=pack((mismatched[place] for place in places), pad_to=padding(infra)),
+                mismatched=pack((mismatched[place] for place in places), **padding(infra)),
                 mismatched_reference=reference.rejected[here],
             )
         )
@@ -268,12 +268,12 @@ def balanced(sizes: Sequence[int], limit: int, ranks: int) -> list[list[int]]:
         number += ranks
 
 
-def padding(infra: Infra) -> int:
-    """Tokens that every row is filled up to a multiple of: compiled kernels want one shape, oneDNN's (bf16 on a CPU)
-    few, as each is made anew and kept."""
+def padding(infra: Infra) -> dict[str, int]:
+    """What `pack` fills rows up to: compiled kernels want one shape, oneDNN's (bf16 on a CPU) few, as each is made anew
+    and kept."""
     if infra.compile:
-        return -(-infra.micro_batch_tokens // 128) * 128
-    return 128 if infra.accelerator == "cpu" and infra.precision == "bf16" else 1
+        return {"pad_to": -(-infra.micro_batch_tokens // 128) * 128}
+    return {"multiple_of": 128} if infra.accelerator == "cpu" and infra.precision == "bf16" else {}
 
 
 def steps_from(steps: Steps, first_step: int) -> DataLoader[StepBatch]:

@@ -57,7 +57,7 @@ def _mean_loss(model: PreTrainedModel, trees: Iterable[Tree], infra: Infra) -> t
     total, num_targets = 0.0, 0
     with evaluating(model, infra):
         for row in _rows(trees, infra.micro_batch_tokens):
-            packed = pack(row, pad_to=padding(infra)).to(model.device)
+            packed = pack(row, **padding(infra)).to(model.device)
             log_probs = target_log_probs(model, packed, infra.loss_chunk_tokens)
             total -= log_probs.double().sum().item()
             num_targets += len(log_probs)

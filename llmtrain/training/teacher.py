@@ -47,7 +47,7 @@ class Text:
         starts = [row * self.sequence_tokens for row in rows]
         stops = [min(start + self.sequence_tokens + 1, self.shards.num_tokens) for start in starts]
         documents = (document(self.shards.tokens(*span)) for span in zip(starts, stops, strict=True))
-        return pack(documents, pad_to=padding(infra))
+        return pack(documents, **padding(infra))
 
     def batches(self, infra: Infra) -> Iterator[list[int]]:
         """`rows` in order, as many at once as make `infra.micro_batch_tokens`."""

@@ -84,6 +84,14 @@ def test_what_a_predictor_sees_is_its_sequence_up_to_the_target(shapes, pad_to, 
     assert sees.diagonal().all(), "no row of the mask is empty: softmax would be NaN"
 
 
+@pytest.mark.parametrize(("multiple", "tokens"), [(1, 11), (8, 16), (11, 11), (40, 40)])
+def test_rows_are_filled_up_to_a_multiple(multiple, tokens):
+    trees = [document(np.arange(1, 8)), document(np.arange(1, 7))]  # rows of six and five inputs
+    packed = pack(trees, multiple_of=multiple)
+    assert packed.num_tokens == tokens
+    assert torch.equal(packed.targets, pack(trees).targets)
+
+
 def test_nothing_is_a_row_of_one_token_of_padding_that_any_network_takes():
     packed = pack([])
     assert (packed.num_tokens, packed.num_owners, len(packed.targets)) == (1, 0, 0)
