@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from llmtrain.errors import UnsupportedModel
-from llmtrain.models.block_attention import block_attention, numbers_of
+from llmtrain.models.block_attention import block_attention, each_segment, numbers_of
 from llmtrain.models.packed import Packed
 
 Kernel = Literal["segments", "sdpa", "flex"]
@@ -100,8 +100,7 @@ Shapes = dict[tuple[int, int], list[tuple[int, tuple[int, int, int, int]]]]
 def by_shape(segments: Sequence[int]) -> Shapes:
     """Segments, four numbers each, of equal shape together: each group is one call of SDPA."""
     found: Shapes = defaultdict(list)
-    numbers = iter(segments)
-    for place, segment in enumerate(zip(numbers, numbers, numbers, numbers, strict=True)):
+    for place, segment in enumerate(each_segment(segments)):
         start, stop, context_start, context_stop = segment
         found[stop - start, context_stop - context_start].append((place, segment))
     return dict(found)

@@ -32,7 +32,7 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, segments: list[in
     groups, per_group, tokens, width = grouped.shape
     out = query.new_empty(tokens, groups, per_group, width)
     memory = _Memory(grouped, segments)
-    for segment in _each(segments):
+    for segment in each_segment(segments):
         seen_keys, seen_values = _seen(keys, segment), _seen(values, segment)
         for start, stop, visible in _blocks(segment):
             queries = grouped[:, :, start:stop].reshape(groups, -1, width) * scale
@@ -53,7 +53,7 @@ def block_attention_backward(
     of_query = torch.empty_like(grouped, memory_format=torch.contiguous_format)
     of_key, of_value = (key.new_zeros(groups, tokens, width) for _ in range(2))
     memory, of_scores = _Memory(grouped, segments), _Memory(grouped, segments)
-    for segment in _each(segments):
+    for segment in each_segment(segments):
         seen_keys, seen_values = _seen(keys, segment), _seen(values, segment)
         of_seen_keys, of_seen_values = _sum_of_seen(of_key, segment), _sum_of_seen(of_value, segment)
         for start, stop, visible in _blocks(segment):
@@ -74,7 +74,8 @@ def block_attention_backward(
 Segment = tuple[int, int, int, int]
 
 
-def _each(segments: Sequence[int]) -> Iterator[Segment]:
+def each_segment(segments: Sequence[int]) -> Iterator[Segment]:
+    """The four numbers of each."""
     numbers = iter(segments)
     return zip(numbers, numbers, numbers, numbers, strict=True)
 
@@ -119,7 +120,7 @@ class _Memory:
     def __init__(self, grouped: Tensor, segments: Sequence[int]) -> None:
         groups, per_group = grouped.shape[:2]
         rows = groups * per_group
-        largest = max((stop - start) * seen for s in _each(segments) for start, stop, seen in _blocks(s))
+        largest = max((stop - start) * seen for s in each_segment(segments) for start, stop, seen in _blocks(s))
         self.memory = grouped.new_empty(rows * largest)
         hidden = torch.full((BLOCK, BLOCK), -torch.inf, dtype=grouped.dtype)
         self.causal = hidden.triu(1)
@@ -167,7 +168,9 @@ def _flops(products: int) -> Callable[..., int]:
 
     def count(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
         *_, query, _, _, segments, _ = args
-        pairs = sum((stop - start) * (stop - start + above - below) for start, stop, below, above in _each(segments))
+        pairs = sum(
+            (stop - start) * (stop - start + above - below) for start, stop, below, above in each_segment(segments)
+        )
         return 2 * products * int(query[1]) * int(query[3]) * pairs
 
     return count

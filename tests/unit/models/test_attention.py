@@ -161,7 +161,7 @@ def test_the_shapes_are_what_the_tests_above_need():
 @pytest.mark.parametrize("segments", [
     [(0, 7, 0, 0)],
     [(0, 70, 0, 0), (70, 71, 70, 70), (71, 200, 71, 71)],
-    [(0, 90, 0, 0), (90, 160, 0, 30), (160, 163, 160, 160), (163, 165, 160, 161)],
+    [(0, 90, 0, 0), (90, 390, 0, 30), (390, 393, 390, 390), (393, 395, 390, 391)],
 ])  # fmt: skip
 @pytest.mark.parametrize("groups", [(4, 4), (4, 2), (6, 1)])
 def test_block_attention_is_sdpa_under_the_dense_mask_with_its_gradients(segments, groups):
