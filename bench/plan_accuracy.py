@@ -15,34 +15,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-STEPS = 20
+TOKENS = 2**16
+"""Of a run: some ten seconds of a small network, because others who use the machine disturb single seconds."""
 NEVER = 10**12
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run; `tokens_per_step` decides how long it is."""
-
     name: str
-    tokens_per_step: int
     overrides: tuple[str, ...]
 
 
 def text(name: str, rows: int, length: int, micro_batch: int, *overrides: str) -> Point:
-    """Pretraining of `rows` rows of `length` tokens."""
-    budget = f"trainer.budget_tokens={STEPS * rows * length}"
+    """Pretraining with steps of `rows` rows of `length` tokens."""
+    budget = f"trainer.budget_tokens={max(20 * rows * length, TOKENS)}"
     shape = (
         f"trainer.batch_rows={rows}",
         f"trainer.sequence_tokens={length}",
         f"infra.micro_batch_tokens={micro_batch}",
     )
-    return Point(name, rows * length, ("trainer=pretrain", budget, *shape, *overrides))
+    return Point(name, ("trainer=pretrain", budget, *shape, *overrides))
 
 
 def pairs(name: str, rows: int, micro_batch: int, *overrides: str) -> Point:
     """Preference tuning of a network with fresh weights: what it learns is of no interest here."""
-    shape = (f"trainer.batch_rows={rows}", f"data.pairs.max_training_pairs={STEPS * rows}")
-    return Point(name, rows * 300, ("trainer=dpo", *shape, f"infra.micro_batch_tokens={micro_batch}", *overrides))
+    shape = (f"trainer.batch_rows={rows}", f"data.pairs.max_training_pairs={max(20 * rows, 320)}")
+    return Point(name, ("trainer=dpo", *shape, f"infra.micro_batch_tokens={micro_batch}", *overrides))
 
 
 WIDE = (

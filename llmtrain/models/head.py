@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmtrain.models.logprobs import at_least_fp32
+from llmtrain.models.logprobs import as_autocast, at_least_fp32, logits_memory
 
 LossOfSums = Callable[[Tensor, slice], Tensor]
 """(log-probability sums of some owners [owners], which owners they are) -> the sum of their losses, a scalar."""
@@ -133,7 +133,7 @@ class _LossOfSums(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, owners: Tensor, chunks: Sequence[Chunk],
         loss: LossOfSums, chunk_tokens: int,
     ) -> Tensor:  # fmt: skip
-        hidden, cast = _as_autocast(hidden, weight)
+        hidden, cast = as_autocast(hidden.detach(), weight.detach())
         gradients = _Gradients(ctx, hidden, weight)
         logits = _Logits(chunks, chunk_tokens, hidden, cast)
         total = hidden.new_zeros((), dtype=at_least_fp32(hidden.dtype))
@@ -160,7 +160,7 @@ class _LossOfSums(torch.autograd.Function):
 class _LossOfLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, loss: LossOfLogits, chunk_tokens: int) -> Tensor:
-        hidden, cast = _as_autocast(hidden, weight)
+        hidden, cast = as_autocast(hidden.detach(), weight.detach())
         gradients = _Gradients(ctx, hidden, weight)
         total = hidden.new_zeros((), dtype=at_least_fp32(hidden.dtype))
         for part in _cut(slice(0, len(hidden)), chunk_tokens):
@@ -180,20 +180,13 @@ class _LossOfLogits(torch.autograd.Function):
         return (*_scaled(ctx, upstream), None, None)
 
 
-def _as_autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in autocast's type where it is on: a custom function is not cast by itself."""
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    return hidden.detach().to(dtype), weight.detach().to(dtype)
-
-
 class _Logits:
     """One chunk's logits at a time, turned into probabilities, each in the memory of the one before."""
 
     def __init__(self, chunks: Sequence[Chunk], chunk_tokens: int, hidden: Tensor, weight: Tensor) -> None:
         self.hidden, self.weight = hidden, weight
         rows = max([0, *(_size(part) for chunk in chunks for part in _cut(chunk.targets, chunk_tokens))])
-        self.memory = _memory(hidden, rows, len(weight))
+        self.memory = logits_memory(hidden, rows, len(weight))
         self.probabilities = self.memory
 
     def log_probs(self, where: slice, targets: Tensor) -> Tensor:
@@ -207,22 +200,6 @@ class _Logits:
         found = logits.gather(1, targets[where][:, None]).squeeze(1) - logits.amax(1)
         self.probabilities = torch.softmax(logits, dim=-1, out=logits)
         return found + self.probabilities.amax(1).log_()
-
-
-_KEPT: dict[torch.dtype, Tensor] = {}
-
-
-def _memory(like: Tensor, rows: int, columns: int) -> Tensor:
-    """[rows, columns] unwritten, of the type of `like` and on its device.
-
-    A CPU process keeps it for the next call: pages that are given back and faulted in again cost a third of a product.
-    """
-    if like.device.type != "cpu" or type(like) is not Tensor:  # CUDA's allocator keeps it; a traced tensor has none
-        return like.new_empty(rows, columns)
-    kept = _KEPT.get(like.dtype)
-    if kept is None or kept.numel() < rows * columns:
-        kept = _KEPT[like.dtype] = like.new_empty(rows * columns)
-    return kept[: rows * columns].view(rows, columns)
 
 
 def _loss_and_gradient(log_probs: Tensor, owners: Tensor, chunk: Chunk, loss: LossOfSums) -> tuple[Tensor, Tensor]:

@@ -29,22 +29,47 @@ def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+@torch.no_grad()
 def token_log_probs(hidden: Tensor, output: nn.Linear, targets: Tensor, chunk_tokens: int) -> Tensor:
     """ln p(target | hidden) for each target, fp32, or fp64 for an fp64 `hidden`; without gradients.
 
-    hidden [targets, width], targets [targets] -> [targets]. At most `chunk_tokens` rows of logits exist at a time.
+    hidden [targets, width], targets [targets] -> [targets]; `output` without bias. At most `chunk_tokens` rows of
+    logits exist at a time.
     """
+    hidden, weight = as_autocast(hidden, output.weight)
     num_chunks = max(1, -(-len(hidden) // chunk_tokens))
-    found = []  # of equal size: products of one to three rows with a large vocabulary lose a digit in fp32
-    for part, ids in zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True):
-        found.append(log_softmax_(output(part)).gather(1, ids[:, None]).squeeze(1))
+    parts = hidden.tensor_split(num_chunks)  # of equal size: products of one to three rows lose a digit in fp32
+    memory = logits_memory(hidden, len(parts[0]), len(weight))
+    found = []
+    for part, ids in zip(parts, targets.tensor_split(num_chunks), strict=True):
+        logits = torch.mm(part, weight.T, out=memory[: len(part)])
+        logits = logits.to(at_least_fp32(logits.dtype))
+        torch.log_softmax(logits, dim=-1, out=logits)
+        found.append(logits.gather(1, ids[:, None]).squeeze(1))
     return torch.cat(found)
 
 
-def log_softmax_(logits: Tensor) -> Tensor:
-    """log-softmax over the last dimension, in at least fp32; in the memory of `logits` where that has the type."""
-    logits = logits.to(at_least_fp32(logits.dtype))
-    return torch.log_softmax(logits, dim=-1, out=logits)
+def as_autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in autocast's type where it is on, else in that of `hidden`: a product into given memory is not cast."""
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    return hidden.to(dtype), weight.to(dtype)
+
+
+_KEPT: dict[torch.dtype, Tensor] = {}
+
+
+def logits_memory(like: Tensor, rows: int, columns: int) -> Tensor:
+    """[rows, columns] unwritten, of the type of `like` and on its device.
+
+    A CPU process keeps it for the next call: pages that are given back and faulted in again cost a third of a product.
+    """
+    if like.device.type != "cpu" or type(like) is not Tensor:  # CUDA's allocator keeps it; a traced tensor has none
+        return like.new_empty(rows, columns)
+    kept = _KEPT.get(like.dtype)
+    if kept is None or kept.numel() < rows * columns:
+        kept = _KEPT[like.dtype] = like.new_empty(rows * columns)
+    return kept[: rows * columns].view(rows, columns)
 
 
 @torch.no_grad()

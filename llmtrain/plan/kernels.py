@@ -4,9 +4,11 @@ Large ones are measured on a part (less of the longest dimension; for attention 
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -15,58 +17,96 @@ from torch import Tensor
 from llmtrain.config.base import content_hash
 from llmtrain.files import write_whole
 from llmtrain.plan import machine
-from llmtrain.plan.trace import Op, Shape
+from llmtrain.plan.trace import Op, Shape, flop_formula
 
 _MOST_FLOPS = 1e9
 _MOST_BYTES = 32 * 2**20
-_REPEATS = 7
-_ENOUGH_S = 0.02
-"""A kernel is repeated until it has run that long, `_REPEATS` times at most, at least twice after a warm-up."""
+_SIZE = 384
+_PRODUCT = f"product of {_SIZE}"
+_PASSES = 3
+_REPEATS = 3
+_ENOUGH_S = 0.01
+"""A kernel is repeated until it has run that long, once at least and `_REPEATS` times at most, after a warm-up."""
+_SMALL_BYTES = 2**17
+"""Arguments up to this size stay in a core's own cache."""
+_CACHE_BYTES = 48 * 2**20
 
 
 class Kernels:
-    """Seconds by kernel, kept in `outputs/plan/kernels-<key>.json`; the key is the machine, its threads and torch."""
+    """Times by kernel, kept in `outputs/plan/kernels-<key>.json`; the key is the machine, its threads and torch.
+
+    Others who use the machine make it slower for parts of a second, twice as slow at times. So a kernel is timed in
+    several passes, each time against a product of matrices right before it, and what is kept is how many such products
+    it takes. How long one takes undisturbed is kept beside them; how disturbed runs are, they teach by themselves
+    (`llmtrain.plan.calibration`).
+    """
 
     def __init__(self, outputs: Path, identity: dict[str, str]) -> None:
-        self.path = outputs / "plan" / f"kernels-{content_hash(identity)[:16]}.json"
-        self._seconds: dict[str, float] = json.loads(self.path.read_bytes()) if self.path.exists() else {}
-        self._before = len(self._seconds)
+        key = content_hash(identity | {"unit": _PRODUCT})[:16]
+        self.path = outputs / "plan" / f"kernels-{key}.json"
+        self._kept: dict[str, float] = json.loads(self.path.read_bytes()) if self.path.exists() else {}
+        self._before = len(self._kept)
+        self._timed_at = -math.inf
+
+    def know(self, ops: Iterable[Op]) -> None:
+        """Time those that are not known."""
+        unknown = {_key(op): op for op in ops if _key(op) not in self._kept}
+        found: dict[str, list[float]] = {key: [] for key in unknown}
+        others = torch.zeros(_CACHE_BYTES if unknown else 0, dtype=torch.uint8)
+        for _ in range(_PASSES):
+            for key, op in unknown.items():
+                product = self._product()
+                found[key].append(_measured(op, others) / product)
+        self._kept |= {key: median(times) for key, times in found.items()}
 
     def seconds(self, op: Op) -> float:
-        """Of one call; measured where it is not known."""
-        key = content_hash(op.key)[:16]
-        if key not in self._seconds:
-            self._seconds[key] = _measured(op)
-        return self._seconds[key]
+        """Of one call of a kernel that is known, undisturbed."""
+        return self._kept[_key(op)] * self._kept[_PRODUCT]
+
+    def _product(self) -> float:
+        """Seconds of the product now, measured anew where that was long ago."""
+        if time.perf_counter() - self._timed_at > _ENOUGH_S:
+            self._now = min(machine.product_seconds(_SIZE, "cpu", torch.float32, _REPEATS))
+            self._kept[_PRODUCT] = min(self._now, self._kept.get(_PRODUCT, math.inf))
+            self._timed_at = time.perf_counter()
+        return self._now
 
     def once(self, name: str, measure: Callable[[], float]) -> float:
         """Another figure of this machine, measured where it is not known, and kept."""
-        if name not in self._seconds:
-            self._seconds[name] = measure()
+        if name not in self._kept:
+            self._kept[name] = measure()
             self.keep()
-        return self._seconds[name]
+        return self._kept[name]
 
     def keep(self) -> None:
         """Write what was measured since the last time; not what was measured on a busy machine."""
-        if len(self._seconds) > self._before and not machine.is_busy():
+        if len(self._kept) > self._before and not machine.is_busy():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, json.dumps(self._seconds) + "\n")
-            self._before = len(self._seconds)
+            write_whole(self.path, json.dumps(self._kept) + "\n")
+            self._before = len(self._kept)
+
+
+def _key(op: Op) -> str:
+    return content_hash(op.key)[:16]
 
 
 @torch.no_grad()
-def _measured(op: Op) -> float:
+def _measured(op: Op, others: Tensor) -> float:
+    """Seconds of a call whose arguments lie in memory, as in a step, and not in a cache: `others` take their place."""
     args, kwargs, scale = _part(op)
+    is_large = sum(shape.num_bytes for shape in _shapes((args, kwargs))) > _SMALL_BYTES
     made = [_real(argument) for argument in args]
     named = {name: _real(value) for name, value in kwargs}
     function: Callable[..., Any] = _function(op.name)
     function(*made, **named)
     times: list[float] = []
-    while len(times) < _REPEATS and (len(times) < 2 or sum(times) < _ENOUGH_S):
+    while len(times) < _REPEATS and sum(times) < _ENOUGH_S:
+        if is_large:
+            others.add_(1)
         start = time.perf_counter()
         function(*made, **named)
         times.append(time.perf_counter() - start)
-    return min(times) * scale  # other processes only make it slower
+    return min(times) * scale
 
 
 def _part(op: Op) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...], float]:
@@ -87,10 +127,25 @@ def _part(op: Op) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...], float]:
         if longest <= (1 if attends else 256):
             break
         shorter = -(-longest // 2)
+        whole = _cost(op.name, args, kwargs)
         args, kwargs = _replaced(args, longest, shorter), _replaced(kwargs, longest, shorter)
-        scale *= longest / shorter
-        cost *= shorter / longest
+        less = _cost(op.name, args, kwargs) / whole  # where two dimensions are equally long, both are halved
+        scale /= less
+        cost *= less
     return args, kwargs, scale
+
+
+def _cost(name: str, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> int:
+    """What a call's time is proportional to: FLOPs where a formula knows them, else bytes."""
+    if (formula := flop_formula(_function(name))) is not None:
+        return formula(*map(_sizes, args), **{key: _sizes(value) for key, value in kwargs})
+    return sum(shape.num_bytes for shape in _shapes((args, kwargs)))
+
+
+def _sizes(value: Any) -> Any:
+    if isinstance(value, Shape):
+        return value.size
+    return tuple(map(_sizes, value)) if isinstance(value, tuple) else value
 
 
 def _some_of_lists(op: Op) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...], float]:

@@ -62,16 +62,21 @@ def memory_bytes(accelerator: str) -> int:
 def matmul_flops_per_second(accelerator: str, dtype: torch.dtype) -> float:
     """The best that a square matrix product of moderate size reaches here: the peak that MFU refers to."""
     size = 4096 if accelerator == "cuda" else 1024
+    return 2.0 * size**3 / min(product_seconds(size, accelerator, dtype, 8))
+
+
+def product_seconds(size: int, accelerator: str, dtype: torch.dtype, repeats: int) -> list[float]:
+    """Of products of two square matrices, one after the other."""
     a, b = (torch.full((size, size), 0.01, dtype=dtype, device=accelerator) for _ in range(2))
     times = []
-    for _ in range(8):
+    for _ in range(repeats):
         start = time.perf_counter()
         product = a @ b
         if accelerator == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     assert product.shape == (size, size)
-    return 2.0 * size**3 / min(times)
+    return times
 
 
 def _status(name: str) -> int:

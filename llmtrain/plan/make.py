@@ -95,8 +95,9 @@ class Planner:
         calls = 0.0
         if self.is_timed:
             kernels = Kernels(self.outputs, self.identity)
-            seconds, calls = kernel_seconds(self.step, self.workload, kernels.seconds)
+            kernels.know(op for trace in (self.step.first, self.step.more, self.step.update) for op in trace.ops)
             kernels.keep()
+            seconds, calls = kernel_seconds(self.step, self.workload, kernels.seconds)
         return Features(seconds=seconds, calls=calls, heap_bytes=self.heap_bytes, baseline_bytes=self.baseline_bytes)
 
     @cached_property

@@ -8,6 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -96,7 +97,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace = Trace()
         self._buffers: dict[tuple[torch.dtype, tuple[int, ...]], Tensor] = {}
         self.phase: Phase = "setup"
-        self._live: dict[int, tuple[int, Part, Any]] = {}
+        self._blocks = count(1)  # addresses come again, these numbers do not
+        self._live: dict[int, tuple[int, Any]] = {}
         self._bytes: dict[Part, int] = dict.fromkeys(PARTS, 0)
         self._parts: dict[int, Part] = {}
 
@@ -119,18 +121,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def hold(self, tensor: Tensor, part: Part) -> None:
         """Count the tensor's storage, once, until it is released."""
         storage = tensor.untyped_storage()
-        block = storage._cdata
-        if block in self._live:
+        address = storage._cdata
+        if address in self._live:
             return
+        size, block = storage.nbytes(), next(self._blocks)
 
-        def release(_: Any, block: int = block) -> None:
-            size, _, _ = self._live.pop(block)
-            self._bytes[self._parts.pop(block)] -= size
+        def release(_: Any) -> None:
+            del self._live[address]
+            self._bytes[self._parts.pop(address)] -= size
             self.trace.events.append((block, 0))
 
-        size = storage.nbytes()
-        self._live[block] = (size, part, weakref.ref(storage, release))
-        self._parts[block] = part
+        self._live[address] = (size, weakref.ref(storage, release))
+        self._parts[address] = part
         self._bytes[part] += size
         self.trace.events.append((block, size))
         before = self.trace.peaks.get(self.phase)
@@ -140,33 +142,33 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def declare(self, tensor: Tensor, part: Part) -> None:
         """From now on, count the tensor's storage as `part`."""
         self.hold(tensor, part)
-        block = tensor.untyped_storage()._cdata
-        self._move(block, self._live[block][0], part)
+        address = tensor.untyped_storage()._cdata
+        self._move(address, self._live[address][0], part)
 
-    def _move(self, block: int, size: int, part: Part) -> None:
-        self._bytes[self._parts[block]] -= size
+    def _move(self, address: int, size: int, part: Part) -> None:
+        self._bytes[self._parts[address]] -= size
         self._bytes[part] += size
-        self._parts[block] = part
+        self._parts[address] = part
 
     def _op(self, func: Any, args: Any, kwargs: Any, out: Any) -> Op:
         tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
-        count: Callable[..., int] | None = (flop_registry | _CPU_FLOPS).get(func._overloadpacket)
+        formula = flop_formula(func)
         return Op(
             phase=self.phase,
             name=str(func),
             args=_frozen(args),
             kwargs=tuple((key, _frozen(value)) for key, value in kwargs.items()),
             num_bytes=sum(shape_of(tensor).num_bytes for tensor in tensors),
-            num_flops=count(*args, **kwargs, out_val=out) if count else 0,
+            num_flops=formula(*args, **kwargs, out_val=out) if formula else 0,
         )
 
     def begin(self, phase: Phase) -> None:
         """What runs from now on belongs to `phase`. What the forward pass leaves alive is kept for the backward pass,
         by autograd or by checkpointing."""
         if self.phase == "forward":
-            for block, (size, _, _) in self._live.items():
-                if self._parts[block] == "workspace":
-                    self._move(block, size, "activations")
+            for address, (size, _) in self._live.items():
+                if self._parts[address] == "workspace":
+                    self._move(address, size, "activations")
         if phase == "backward":
             self.trace.events.append(heap.BACKWARD)
         elif self.phase == "backward":
@@ -191,6 +193,12 @@ _CPU_FLOPS = {  # torch counts these on CUDA only
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward_flops,
 }
+
+
+def flop_formula(operator: Any) -> Callable[..., int] | None:
+    """FLOPs of a call with the operator's arguments, of whose tensors the sizes suffice; None where none is known."""
+    found: Callable[..., int] | None = (flop_registry | _CPU_FLOPS).get(operator._overloadpacket)
+    return found
 
 
 def shape_of(tensor: Tensor) -> Shape:
