@@ -31,6 +31,7 @@ def config(shape: str, chosen: argparse.Namespace) -> TrainConfig:
         "infra.loss_chunk_tokens": chosen.chunk_tokens,
         "infra.micro_batch_tokens": chosen.row_tokens,
     }
+    changes |= {"infra.compile": chosen.compile}
     return config_of(SHAPES[shape], "pretrain", **changes)
 
 
@@ -60,7 +61,7 @@ def ours(run: TrainConfig, tokenizers: Path, directory: Path) -> None:
     report(*fit(module, steps, run), imported)
 
 
-def theirs(run: TrainConfig, tokenizers: Path, directory: Path, parts: int) -> None:
+def theirs(run: TrainConfig, tokenizers: Path, directory: Path, parts: int, compiled: bool) -> None:
     import torch
     import transformers
     from ours import network_of, observed, their_settings
@@ -76,7 +77,9 @@ def theirs(run: TrainConfig, tokenizers: Path, directory: Path, parts: int) -> N
     clock, losses = Clock(), list[float]()
     trainer = observed(transformers.Trainer, clock, losses, parts)(
         model=network,
-        args=transformers.TrainingArguments(output_dir=str(directory), **their_settings(run, parts)),
+        args=transformers.TrainingArguments(
+            output_dir=str(directory), torch_compile=compiled, **their_settings(run, parts)
+        ),
         train_dataset=[{"input_ids": row, "labels": row} for row in rows],
     )
     trainer.train()
@@ -90,6 +93,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each run, after one of warm-up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--their-parts", type=int, default=1, help="micro-batches in the peer's step")
+    parser.add_argument("--compile", action="store_true", help="llmtrain's infra.compile")
+    parser.add_argument("--their-compile", action="store_true", help="the peer's torch_compile")
     parser.add_argument("--chunk-tokens", type=int, default=256, help="llmtrain's infra.loss_chunk_tokens")
     parser.add_argument("--row-tokens", type=int, default=4096, help="llmtrain's infra.micro_batch_tokens")
     parser.add_argument("--json", type=Path)
@@ -103,7 +108,7 @@ def main() -> None:
             if chosen.worker == "ours":
                 ours(config(shape, chosen), chosen.directory, Path(own))
             else:
-                theirs(config(shape, chosen), chosen.directory, Path(own), chosen.their_parts)
+                theirs(config(shape, chosen), chosen.directory, Path(own), chosen.their_parts, chosen.their_compile)
         return
     if chosen.quick:
         chosen.shapes, chosen.rounds, chosen.steps = ["tiny"], 1, 1
@@ -114,6 +119,8 @@ def main() -> None:
             arguments = ["--shapes", shape, "--directory", made]
             for name in ("steps", "their_parts", "chunk_tokens", "row_tokens"):
                 arguments += [f"--{name.replace('_', '-')}", str(getattr(chosen, name))]
+            for name in ("compile", "their_compile"):
+                arguments += [f"--{name.replace('_', '-')}"] if getattr(chosen, name) else []
             workers = {
                 name: partial(work, Path(__file__), [*arguments, "--worker", name], chosen.threads)
                 for name in ("ours", "theirs")
