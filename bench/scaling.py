@@ -83,8 +83,12 @@ def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
         x = [point[axis] for point in points]
         panel.loglog(x, [point["us_per_token"] for point in points], marker="o", label="measured")
         panel.loglog(x, [point["bound_us"] for point in points], linestyle=":", label="arithmetic alone")
+        panel.set_xticks(x, [f"{value:,}" for value in x], rotation=45)
+        panel.minorticks_off()
         panel.set_xlabel({"context": "context, tokens", "vocabulary": "vocabulary, entries"}.get(axis, axis))
-        panel.grid(which="both", alpha=0.3)
+        panel.grid(alpha=0.3)
+    ticks = [100, 200, 500, 1_000, 2_000, 5_000]
+    panels[0].set_yticks(ticks, [f"{tick:,}" for tick in ticks])
     panels[0].set_ylabel("microseconds a token")
     panels[0].legend()
     figure.savefig(path, dpi=110)
