@@ -136,10 +136,10 @@ def _part(op: Op) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...], float]:
 
 
 def _cost(name: str, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> int:
-    """What a call's time is proportional to: FLOPs where a formula knows them, else bytes."""
+    """What a call's time is proportional to: FLOPs where a formula knows them, else entries, expanded ones too."""
     if (formula := flop_formula(_function(name))) is not None:
         return formula(*map(_sizes, args), **{key: _sizes(value) for key, value in kwargs})
-    return sum(shape.num_bytes for shape in _shapes((args, kwargs)))
+    return max(1, sum(math.prod(shape.size) for shape in _shapes((args, kwargs))))
 
 
 def _sizes(value: Any) -> Any:

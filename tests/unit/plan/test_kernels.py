@@ -30,7 +30,7 @@ def test_a_part_stands_for_as_much_as_it_computes_less(sizes: tuple[int, ...], p
     assert ((*left.size, right.size[1]), found) == (part, scale)
 
 
-def test_an_elementwise_kernel_is_scaled_by_bytes():
+def test_an_elementwise_kernel_is_scaled_by_its_entries():
     square = Shape((8192, 8192), (8192, 1), torch.float32)
     op = Op("forward", "aten.mul.Tensor", (square, square), (), 3 * square.num_bytes, 0)
     (left, _), _, scale = module._part(op)
