@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from llmtrain.files import write_whole
 from llmtrain.plan.records import Figures, PlanVsActual, Prediction
@@ -26,12 +26,17 @@ def predicted(directory: Path) -> Prediction | None:
 
 
 def record(
-    directory: Path, prediction: Prediction, step_seconds: Sequence[float], step_tokens: Sequence[int], peak_bytes: int
+    directory: Path,
+    prediction: Prediction,
+    step_seconds: Sequence[float],
+    step_tokens: Sequence[int],
+    peak_bytes: int,
+    product_seconds: Sequence[float] = (),
 ) -> PlanVsActual | None:
     """Write what came of `prediction`; None, and no file, where no step was taken.
 
     `step_seconds` and `step_tokens` are those of the steps that this process took, evaluation and saving left out;
-    `peak_bytes` is `machine.peak_bytes` at the end of training.
+    `peak_bytes` is `machine.peak_bytes` at the end of training, `product_seconds` of `machine.Probe` in between.
     """
     taken = list(zip(step_seconds, step_tokens, strict=True))
     taken = taken[WARM_UP_STEPS:] or taken
@@ -53,6 +58,7 @@ def record(
         num_steps=len(taken),
         peak_error=prediction.predicted.peak_bytes / peak_bytes - 1,
         seconds_error=prediction.predicted.seconds_per_step / seconds - 1,
+        product_seconds=mean(product_seconds) if product_seconds else None,
     )
     write_whole(directory / FILE, found.model_dump_json(indent=2) + "\n")
     return found

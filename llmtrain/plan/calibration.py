@@ -1,6 +1,8 @@
 """What past runs on the same machine teach: a few factors, each with a physical meaning and close to one.
 
-A step takes  sum of factor * seconds over the classes of kernels, + seconds per call * calls.
+A step takes  sum of factor * seconds over the classes of kernels, + seconds per call * calls.  Where others made the
+machine slower during a run, which products of matrices between its steps tell, what computes took so much longer; of
+the next run, what the median run saw is expected.
 A process takes  its baseline + what loads while training starts + factor * the simulated heap.
 Both are fitted to relative errors, by ridge regression towards what is known without runs (factor one), with Huber's
 weights, so that one disturbed run does not spoil the plan. With no run at all the plan is that prior.
@@ -9,6 +11,7 @@ weights, so that one disturbed run does not spoil the plan. With no run at all t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +21,9 @@ from llmtrain.plan.records import CLASSES, Features, PlanVsActual
 
 Vector = npt.NDArray[np.float64]
 
+_NAMES = (*CLASSES, "calls")
+_BY_MEMORY = ("elementwise", "optimizer")
+"""Classes that wait for memory and are believed not to be slower then; the others compute."""
 SECONDS_PER_CALL = 4e-6
 """Prior: Python, dispatch and autograd of one operator, beyond the kernel's own call."""
 LOADED_BYTES = 30e6
@@ -34,14 +40,15 @@ class Calibration:
     """Factors by class, and from how many runs they are."""
 
     factors: dict[str, float]
+    slowdown: float
+    """How many times slower than undisturbed the machine is expected to compute"""
     loaded_bytes: float
     heap_factor: float
     num_runs: int
 
     def seconds(self, features: Features) -> dict[str, float]:
-        """Of a mean step, by class."""
-        found = {name: self.factors[name] * features.seconds.get(name, 0.0) for name in CLASSES}
-        return found | {"calls": self.factors["calls"] * SECONDS_PER_CALL * features.calls}
+        """Of a mean step, by class, where others disturb the machine as they did past runs."""
+        return {name: self.factors[name] * value for name, value in _seconds(features, self.slowdown).items()}
 
     def peak_bytes(self, features: Features) -> float:
         return features.baseline_bytes + self.loaded_bytes + self.heap_factor * features.heap_bytes
@@ -49,11 +56,12 @@ class Calibration:
 
 def calibrated(runs: Sequence[PlanVsActual]) -> Calibration:
     """Fit the factors to `runs`."""
-    names = [*CLASSES, "calls"]
     features = [run.prediction.features for run in runs]
-    rows = [[*(one.seconds.get(name, 0.0) for name in CLASSES), SECONDS_PER_CALL * one.calls] for one in features]
+    slower = [_slowdown(run) for run in runs]
+    rows = [list(_seconds(one, by).values()) for one, by in zip(features, slower, strict=True)]
     seconds = np.array([run.measured.seconds_per_step for run in runs])
-    factors = _ridge(np.array(rows).reshape(-1, len(names)), seconds, np.ones(len(names)), [_SPREAD[n] for n in names])
+    shape = len(rows), len(_NAMES)
+    factors = _ridge(np.array(rows).reshape(shape), seconds, np.ones(len(_NAMES)), [_SPREAD[n] for n in _NAMES])
     beyond = np.array(
         [float(run.measured.peak_bytes - one.baseline_bytes) for run, one in zip(runs, features, strict=True)]
     )
@@ -61,8 +69,24 @@ def calibrated(runs: Sequence[PlanVsActual]) -> Calibration:
     memory = np.array([[LOADED_BYTES, float(one.heap_bytes)] for one in features]).reshape(-1, 2)
     loaded, heap = _ridge(memory, beyond, np.ones(2), [1.0, 0.1], scale=whole)
     return Calibration(
-        dict(zip(names, factors.tolist(), strict=True)), float(loaded) * LOADED_BYTES, float(heap), len(runs)
+        factors=dict(zip(_NAMES, factors.tolist(), strict=True)),
+        slowdown=median(slower) if slower else 1.0,
+        loaded_bytes=float(loaded) * LOADED_BYTES,
+        heap_factor=float(heap),
+        num_runs=len(runs),
     )
+
+
+def _slowdown(run: PlanVsActual) -> float:
+    """How many times slower than undisturbed the machine computed; 1 where it is not known."""
+    undisturbed = run.prediction.features.product_seconds
+    return run.product_seconds / undisturbed if run.product_seconds and undisturbed else 1.0
+
+
+def _seconds(features: Features, slowdown: float) -> dict[str, float]:
+    """By class, in the order of `_NAMES`, before calibration, on a machine that computes so many times slower."""
+    found = {name: features.seconds.get(name, 0.0) for name in CLASSES} | {"calls": SECONDS_PER_CALL * features.calls}
+    return {name: value if name in _BY_MEMORY else value * slowdown for name, value in found.items()}
 
 
 def _ridge(rows: Vector, wanted: Vector, prior: Vector, spread: Sequence[float], scale: Vector | None = None) -> Vector:

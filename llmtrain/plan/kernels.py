@@ -21,9 +21,10 @@ from llmtrain.plan.trace import Op, Shape, flop_formula
 
 _MOST_FLOPS = 1e9
 _MOST_BYTES = 32 * 2**20
-_SIZE = 384
-_PRODUCT = f"product of {_SIZE}"
-_PASSES = 3
+_PRODUCT = "product of 384"
+_PASSES, _PASSES_OF_LONG = 3, 9
+_LONG = 1.0
+"""In products; these are what a step of a network of some size consists of."""
 _REPEATS = 3
 _ENOUGH_S = 0.01
 """A kernel is repeated until it has run that long, once at least and `_REPEATS` times at most, after a warm-up."""
@@ -46,29 +47,37 @@ class Kernels:
         self.path = outputs / "plan" / f"kernels-{key}.json"
         self._kept: dict[str, float] = json.loads(self.path.read_bytes()) if self.path.exists() else {}
         self._before = len(self._kept)
-        self._timed_at = -math.inf
+        self._probed_at = -math.inf
 
     def know(self, ops: Iterable[Op]) -> None:
         """Time those that are not known."""
         unknown = {_key(op): op for op in ops if _key(op) not in self._kept}
+        if not unknown:
+            return
         found: dict[str, list[float]] = {key: [] for key in unknown}
-        others = torch.zeros(_CACHE_BYTES if unknown else 0, dtype=torch.uint8)
-        for _ in range(_PASSES):
+        others, probe = torch.zeros(_CACHE_BYTES, dtype=torch.uint8), machine.Probe()
+        for number in range(_PASSES_OF_LONG):
             for key, op in unknown.items():
-                product = self._product()
-                found[key].append(_measured(op, others) / product)
+                if number < _PASSES or found[key][0] > _LONG:
+                    product = self._product_now(probe)
+                    found[key].append(_measured(op, others) / product)
         self._kept |= {key: median(times) for key, times in found.items()}
 
     def seconds(self, op: Op) -> float:
         """Of one call of a kernel that is known, undisturbed."""
-        return self._kept[_key(op)] * self._kept[_PRODUCT]
+        return self._kept[_key(op)] * self.product_seconds
 
-    def _product(self) -> float:
-        """Seconds of the product now, measured anew where that was long ago."""
-        if time.perf_counter() - self._timed_at > _ENOUGH_S:
-            self._now = min(machine.product_seconds(_SIZE, "cpu", torch.float32, _REPEATS))
+    @property
+    def product_seconds(self) -> float:
+        """Of the product, undisturbed."""
+        return self._kept[_PRODUCT]
+
+    def _product_now(self, probe: machine.Probe) -> float:
+        """Seconds of the product now, probed anew where that was long ago."""
+        if time.perf_counter() - self._probed_at > _ENOUGH_S:
+            self._now = probe.product_seconds()
             self._kept[_PRODUCT] = min(self._now, self._kept.get(_PRODUCT, math.inf))
-            self._timed_at = time.perf_counter()
+            self._probed_at = time.perf_counter()
         return self._now
 
     def once(self, name: str, measure: Callable[[], float]) -> float:
@@ -86,6 +95,10 @@ class Kernels:
             self._before = len(self._kept)
 
 
+def _is_large(op: Op) -> bool:
+    return sum(shape.num_bytes for shape in _shapes((op.args, op.kwargs))) > _SMALL_BYTES
+
+
 def _key(op: Op) -> str:
     return content_hash(op.key)[:16]
 
@@ -94,14 +107,13 @@ def _key(op: Op) -> str:
 def _measured(op: Op, others: Tensor) -> float:
     """Seconds of a call whose arguments lie in memory, as in a step, and not in a cache: `others` take their place."""
     args, kwargs, scale = _part(op)
-    is_large = sum(shape.num_bytes for shape in _shapes((args, kwargs))) > _SMALL_BYTES
     made = [_real(argument) for argument in args]
     named = {name: _real(value) for name, value in kwargs}
     function: Callable[..., Any] = _function(op.name)
     function(*made, **named)
     times: list[float] = []
     while len(times) < _REPEATS and sum(times) < _ENOUGH_S:
-        if is_large:
+        if _is_large(op):
             others.add_(1)
         start = time.perf_counter()
         function(*made, **named)

@@ -1,5 +1,7 @@
 """Facts about this machine and this process that plans need: who it is, how much memory there is and is in use."""
 
+import ctypes
+import gc
 import os
 import platform
 import time
@@ -9,6 +11,8 @@ from pathlib import Path
 import torch
 
 from llmtrain.config.infra import Infra
+
+_PROBE_SIZE, _PROBE_PRODUCTS = 384, 6
 
 
 def identity(infra: Infra) -> dict[str, str]:
@@ -31,7 +35,10 @@ def is_busy() -> bool:
 
 
 def resident_bytes() -> int:
-    """Memory of this process now."""
+    """Memory of this process now, after what it no longer uses was given back."""
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
+        libc.malloc_trim(0)
     return _status("VmRSS")
 
 
@@ -59,24 +66,34 @@ def memory_bytes(accelerator: str) -> int:
     return min(available * 1024 + resident_bytes(), most)
 
 
+class Probe:
+    """How fast this machine is at the moment. Others who use it make it slower, twice as slow at times."""
+
+    def __init__(self) -> None:
+        self._a, self._b = (torch.full((_PROBE_SIZE, _PROBE_SIZE), 0.01) for _ in range(2))
+
+    def product_seconds(self) -> float:
+        """Of a product of two small matrices, the mean of some milliseconds of them."""
+        self._a @ self._b  # reads them from memory
+        start = time.perf_counter()
+        for _ in range(_PROBE_PRODUCTS):
+            self._a @ self._b
+        return (time.perf_counter() - start) / _PROBE_PRODUCTS
+
+
 def matmul_flops_per_second(accelerator: str, dtype: torch.dtype) -> float:
     """The best that a square matrix product of moderate size reaches here: the peak that MFU refers to."""
     size = 4096 if accelerator == "cuda" else 1024
-    return 2.0 * size**3 / min(product_seconds(size, accelerator, dtype, 8))
-
-
-def product_seconds(size: int, accelerator: str, dtype: torch.dtype, repeats: int) -> list[float]:
-    """Of products of two square matrices, one after the other."""
     a, b = (torch.full((size, size), 0.01, dtype=dtype, device=accelerator) for _ in range(2))
     times = []
-    for _ in range(repeats):
+    for _ in range(8):
         start = time.perf_counter()
         product = a @ b
         if accelerator == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     assert product.shape == (size, size)
-    return times
+    return 2.0 * size**3 / min(times)
 
 
 def _status(name: str) -> int:

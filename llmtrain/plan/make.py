@@ -90,15 +90,22 @@ class Planner:
     @cached_property
     def features(self) -> Features:
         if self.config.infra.accelerator == "cuda":
-            return Features(seconds={}, calls=0, heap_bytes=self.heap_bytes, baseline_bytes=0)
+            return Features(seconds={}, product_seconds=None, calls=0, heap_bytes=self.heap_bytes, baseline_bytes=0)
         seconds: dict[str, float] = {}
-        calls = 0.0
+        calls, product_seconds = 0.0, None
         if self.is_timed:
             kernels = Kernels(self.outputs, self.identity)
             kernels.know(op for trace in (self.step.first, self.step.more, self.step.update) for op in trace.ops)
             kernels.keep()
             seconds, calls = kernel_seconds(self.step, self.workload, kernels.seconds)
-        return Features(seconds=seconds, calls=calls, heap_bytes=self.heap_bytes, baseline_bytes=self.baseline_bytes)
+            product_seconds = kernels.product_seconds
+        return Features(
+            seconds=seconds,
+            product_seconds=product_seconds,
+            calls=calls,
+            heap_bytes=self.heap_bytes,
+            baseline_bytes=self.baseline_bytes,
+        )
 
     @cached_property
     def peak_flops(self) -> float:

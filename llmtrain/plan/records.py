@@ -89,7 +89,9 @@ class Features(_Record):
     """What a prediction was made of, so that later plans can learn from it."""
 
     seconds: dict[str, float]
-    """By class, as measured kernel by kernel and before calibration"""
+    """By class, as measured kernel by kernel and before calibration, on a machine undisturbed by others"""
+    product_seconds: float | None
+    """Of the product of `llmtrain.plan.machine.Probe` then; null where kernels are not timed"""
     calls: float
     """Operators called in a mean step"""
     heap_bytes: int
@@ -133,3 +135,7 @@ class PlanVsActual(_Record):
     peak_error: float
     """Predicted over measured, less one"""
     seconds_error: float
+    """The same of the step's time"""
+    product_seconds: float | None
+    """Of the same product between the steps, the mean: how disturbed the machine was; null where the prediction has
+    none"""

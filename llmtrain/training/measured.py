@@ -1,5 +1,6 @@
 """What training takes, step by step, held against its plan at the end."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from llmtrain.plan.actual import record
 from llmtrain.plan.records import PlanVsActual, Prediction
 from llmtrain.training.batches import StepBatch
 
+_BETWEEN_PROBES_S = 0.4
+"""A probe takes some 6 ms."""
+
 
 class HeldAgainstPlan(lightning.Callback):
     """Writes `plan_vs_actual.json` when training ends or stops. First among the callbacks: what others do between two
@@ -18,6 +22,9 @@ class HeldAgainstPlan(lightning.Callback):
 
     def __init__(self, directory: Path, prediction: Prediction, accelerator: str) -> None:
         self.directory, self.prediction, self.accelerator = directory, prediction, accelerator
+        self.probe = machine.Probe() if prediction.features.product_seconds else None
+        self.probed_at = -math.inf
+        self.products: list[float] = []
         self.seconds: list[float] = []
         self.tokens: list[int] = []
         self.found: PlanVsActual | None = None
@@ -28,6 +35,9 @@ class HeldAgainstPlan(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: StepBatch, batch_idx: int
     ) -> None:
+        if self.probe and time.perf_counter() - self.probed_at > _BETWEEN_PROBES_S:
+            self.products.append(self.probe.product_seconds())
+            self.probed_at = time.perf_counter()
         self.started = time.perf_counter()
 
     def on_train_batch_end(
@@ -43,4 +53,4 @@ class HeldAgainstPlan(lightning.Callback):
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         peak = machine.peak_bytes(self.accelerator)
-        self.found = record(self.directory, self.prediction, self.seconds, self.tokens, peak)
+        self.found = record(self.directory, self.prediction, self.seconds, self.tokens, peak, self.products)

@@ -39,20 +39,22 @@ def test_an_elementwise_kernel_is_scaled_by_its_entries():
 
 def test_disturbances_cancel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     small, large = product(8, 8, 8), product(16, 16, 16)
-    slow_down = iter([2.0, 1.0, 1.0, 3.0, 1.0, 1.0])  # small, large; small, large; ...
+    slow_down = iter([2.0, 1.0, 1.0, 3.0, 1.0, 1.0, 2.5, 1.0, 1.0, 4.0, 1.0, 1.0])  # three times both, then large
     now = 1.0
 
-    def products(*_: object) -> list[float]:
+    def product_seconds(_: machine.Probe) -> float:
         nonlocal now
         now = next(slow_down)
-        return [0.01 * now]
+        return 0.01 * now
 
-    monkeypatch.setattr(machine, "product_seconds", products)
-    monkeypatch.setattr(module, "_measured", lambda op, others: now * (0.05 if op is small else 0.2))
+    monkeypatch.setattr(machine.Probe, "product_seconds", product_seconds)
+    monkeypatch.setattr(module, "_measured", lambda op, others: now * (0.005 if op is small else 0.2))
     monkeypatch.setattr(module, "_ENOUGH_S", 0.0)
     first = Kernels(tmp_path, {"device": "x"})
     first.know([small, large, small])
     first.keep()
     second = Kernels(tmp_path, {"device": "x"})
-    second.know([large])  # nothing is timed again: there is no seventh product
-    assert (second.seconds(small), second.seconds(large)) == (pytest.approx(0.05), pytest.approx(0.2))
+    second.know([large])  # nothing is timed again: there is no thirteenth product
+    assert next(slow_down, None) is None
+    assert (second.seconds(small), second.seconds(large)) == (pytest.approx(0.005), pytest.approx(0.2))
+    assert second.product_seconds == pytest.approx(0.01)
