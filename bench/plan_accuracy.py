@@ -1,4 +1,4 @@
-"""Does the plan come true here? python bench/plan_accuracy.py DIRECTORY [NUMBER ...]
+"""Does the plan come true here? python bench/plan_accuracy.py DIRECTORY [NUMBER ...] [--quick]
 
 Runs the calibration points where DIRECTORY has them not yet, then all held-out points, or those of the given numbers.
 These are each a factor of two or more away from all calibration points on some axis (parameters, micro-batch, length,
@@ -8,6 +8,7 @@ what was predicted before it and what came. Aims: peak memory within 5 %, step t
 a quiet machine only.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -82,6 +83,7 @@ HELD_OUT = (
     text("wide, depth x 2, length x 2", 2, 1024, 2048, "model.num_hidden_layers=8", *WIDE),
     text("vocabulary x 4, wide", 4, 512, 2048, "model.vocab_size=16384", *WIDE),
 )  # fmt: skip
+SMALLEST = 11
 FIXED = (
     "tracking=none", "model=qwen3_small", "infra.precision=fp32", "trainer.warmup_tokens=10", "trainer.sample_tokens=0",
     f"trainer.evaluate_every_tokens={NEVER}", f"trainer.checkpoint_every_tokens={NEVER}",
@@ -123,16 +125,17 @@ def show(point: Point, directory: Path, group: str, number: int) -> tuple[float,
     return abs(memory), abs(time)
 
 
-def main(directory: Path, numbers: Sequence[int]) -> None:
+def main(directory: Path, calibration: Sequence[Point], numbers: Sequence[int]) -> None:
     print(f"{'point':36} {'MiB':>7} {'measured':>9} {'error':>7}   {'s/step':>7} {'measured':>9} {'error':>7}")
     taught = directory / "calibration"
-    for number, point in enumerate(CALIBRATION):
+    for number, point in enumerate(calibration):
         if not list(taught.glob(f"calibration-{number}/*/plan_vs_actual.json")):
             show(point, taught, "calibration", number)
     print("held out:")
     errors = []
-    for number in numbers or range(len(HELD_OUT)):
+    for number in numbers:
         own = directory / f"held-out-{number}"
+        shutil.rmtree(own, ignore_errors=True)  # of an earlier call
         shutil.copytree(taught, own)
         errors.append(show(HELD_OUT[number], own, "held-out", number))
     memories, times = zip(*errors, strict=True)
@@ -143,4 +146,14 @@ def main(directory: Path, numbers: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), [int(number) for number in sys.argv[2:]])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("numbers", type=int, nargs="*", metavar="NUMBER")
+    parser.add_argument("--quick", action="store_true", help="does it run: one calibration run, the smallest point")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.numbers) - set(range(len(HELD_OUT))):
+        parser.error(f"no held-out point {min(unknown)}: they are 0 to {len(HELD_OUT) - 1}")
+    if chosen.quick:
+        main(chosen.directory.resolve(), CALIBRATION[:1], [SMALLEST])
+    else:
+        main(chosen.directory.resolve(), CALIBRATION, chosen.numbers or range(len(HELD_OUT)))

@@ -21,7 +21,7 @@ from llmtrain.plan.trace import Op, Shape, flop_formula
 
 _MOST_FLOPS = 1e9
 _MOST_BYTES = 32 * 2**20
-_PRODUCT = "product of 384"
+_PRODUCT = f"product of {machine.PROBE_SIZE}"
 _PASSES, _PASSES_OF_LONG = 3, 9
 _LONG = 1.0
 """In products; these are what a step of a network of some size consists of."""

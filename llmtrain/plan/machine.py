@@ -12,7 +12,7 @@ import torch
 
 from llmtrain.config.infra import Infra
 
-_PROBE_SIZE, _PROBE_PRODUCTS = 384, 6
+PROBE_SIZE, _PROBE_PRODUCTS = 384, 6
 
 
 def identity(infra: Infra) -> dict[str, str]:
@@ -63,14 +63,14 @@ def memory_bytes(accelerator: str) -> int:
     available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     limit = Path("/sys/fs/cgroup/memory.max")
     most = int(text) if limit.exists() and (text := limit.read_text().strip()).isdigit() else 2**62
-    return min(available * 1024 + resident_bytes(), most)
+    return min(available * 1024 + _status("VmRSS"), most)
 
 
 class Probe:
     """How fast this machine is at the moment. Others who use it make it slower, twice as slow at times."""
 
     def __init__(self) -> None:
-        self._a, self._b = (torch.full((_PROBE_SIZE, _PROBE_SIZE), 0.01) for _ in range(2))
+        self._a, self._b = (torch.full((PROBE_SIZE, PROBE_SIZE), 0.01) for _ in range(2))
 
     def product_seconds(self) -> float:
         """Of a product of two small matrices, the mean of some milliseconds of them."""

@@ -30,6 +30,20 @@ def test_peers_take_turns_and_agree_on_every_loss(repository: Path, tmp_path: Pa
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(600)
+def test_a_held_out_point_learns_from_the_calibration_runs(repository: Path, tmp_path: Path):
+    for _ in range(2):  # the calibration run is not repeated, the point is
+        done = shell(f"{sys.executable} {repository}/bench/plan_accuracy.py {tmp_path} --quick", repository)
+        assert done.returncode == 0, done.stdout[-3000:]
+        (record,) = tmp_path.glob("held-out-11/held-out-11/*/plan_vs_actual.json")
+        assert json.loads(record.read_bytes())["prediction"]["calibrated_from"] == 1
+    assert "small, 8 x 256" not in done.stdout
+    assert "of 1: peak memory within 5 %" in done.stdout
+    done = shell(f"{sys.executable} {repository}/bench/plan_accuracy.py {tmp_path} 99", repository)
+    assert (done.returncode, "no held-out point 99" in done.stdout) == (2, True)
+
+
+@pytest.mark.campaign
 @pytest.mark.timeout(300)
 def test_the_scripts_without_a_peer_run(repository: Path, tmp_path: Path):
     for command in ("scaling.py --quick --threads 1", "cuda.py --kinds pretrain sft --dry-run --rounds 1 --steps 1"):

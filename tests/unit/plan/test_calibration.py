@@ -74,7 +74,7 @@ def test_factors_come_back_from_many_runs():
     assert found.heap_factor == pytest.approx(1.05, rel=0.01)
 
 
-def test_runs_on_a_machine_that_others_used_teach_the_same(tmp_path: Path):
+def test_runs_on_a_machine_that_others_used_teach_the_same():
     found = calibrated(runs(200, 1.0, 1.4, 2.0))
     for name in CLASSES:
         assert found.factors[name] == pytest.approx(FACTORS[name], rel=0.05)
