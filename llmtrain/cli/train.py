@@ -3,6 +3,7 @@
 Exit codes are those of `llmtrain.errors`. A sweep (`-m`) goes on past a point that fails and ends with the gravest code
 of its points: 3 (a run failed) before 2 (the user's mistake). It stops where the machine stops it: Ctrl-C (130), and
 75 for a signal to end or a full disk; the same command goes on from there, because finished runs are not run again.
+With `infra=slurm|ray|aks`, or `--detach`, runs are submitted and the command returns: `llmtrain jobs` follows them.
 """
 
 import gc
@@ -27,6 +28,8 @@ FLAGS = [
     Flag("--version", "the versions of llmtrain and Hydra"),
     Flag("--again", "make a new run although a finished one exists"),
     Flag("--force", "begin a run that will not fit into memory by its plan"),
+    Flag("--detach", "leave the runs to processes of their own and return; infra=slurm, ray and aks always do"),
+    Flag("--dry-run", "print what would be submitted: the sbatch script, the Ray job, the manifest"),
     Flag("--multirun", "a sweep: KEY=A,B runs once for each value", "-m"),
     Flag("--config-dir", "a directory with your own options, laid out as conf/", "-cd", "DIR"),
     Flag("--config-name", "another defaults list than train", "-cn", "NAME"),
@@ -154,6 +157,11 @@ def _run(flags: dict[str, str], overrides: list[str], directories: list[Path]) -
             points = load_sweep(overrides, directories, name)
         else:
             points = [(overrides, load_config(overrides, directories, name))]
+    if "--detach" in flags or "--dry-run" in flags or points[0][1].infra.launch.kind != "local":
+        from llmtrain.launch.submit import submit
+
+        submit(points, again="--again" in flags, force="--force" in flags, dry_run="--dry-run" in flags)
+        return 0
     from llmtrain.training.run import train  # seconds of imports: only once the config is known to be good
 
     if len(points) == 1:

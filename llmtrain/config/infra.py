@@ -7,12 +7,12 @@ from pydantic import model_validator
 
 from llmtrain.config.base import Added, Changes, Settings
 from llmtrain.config.hardware import Hardware
+from llmtrain.config.launch import Launch, LocalLaunch
 
 
-class LocalInfra(Settings):
-    """This machine."""
+class Infra(Settings):
+    """The devices, how they compute, and who starts the processes there."""
 
-    kind: Annotated[Literal["local"], Changes.SURFACE]
     accelerator: Annotated[Literal["cpu", "cuda"], Changes.PERFORMANCE]
     """Where tensors live."""
     precision: Annotated[Literal["fp32", "bf16", "bf16_if_fast"], Changes.MATHEMATICS]
@@ -50,14 +50,29 @@ class LocalInfra(Settings):
     deterministic: Annotated[bool, Changes.PERFORMANCE]
     """Refuse kernels whose result depends on the order of execution; slower on a GPU."""
     hardware: Hardware
+    launch: Launch
 
     @model_validator(mode="after")
-    def kernels_fit(self) -> "LocalInfra":
+    def kernels_fit(self) -> "Infra":
         if self.attention == "flex" and self.accelerator == "cpu":
             raise ValueError("attention=flex has no backward pass on a CPU; set infra.attention=auto")
         if self.attention == "segments" and self.compile:
             raise ValueError("attention=segments would be compiled anew for each row; set infra.attention=auto")
         return self
 
-
-Infra = LocalInfra
+    @model_validator(mode="after")
+    def launcher_fits(self) -> "Infra":
+        if isinstance(self.launch, LocalLaunch):
+            return self
+        if self.precision == "bf16_if_fast":
+            raise ValueError(
+                f"precision=bf16_if_fast asks the machine that submits, not the one that computes; with "
+                f"infra.launch.kind={self.launch.kind} set infra.precision=bf16 or fp32"
+            )
+        nodes = getattr(self.launch, "nodes", 1)
+        if self.ranks % nodes:
+            raise ValueError(
+                f"infra.ranks={self.ranks} cannot be shared out evenly over infra.launch.nodes={nodes}; "
+                f"set infra.ranks={-(-self.ranks // nodes) * nodes}"
+            )
+        return self

@@ -38,9 +38,12 @@ def settings(
 
 
 def variants(field: FieldInfo) -> dict[str, type[Settings]]:
-    """The groups of settings that `field` may hold, by their `kind`; empty where it holds a plain value."""
+    """The groups of settings that `field` may hold, by their `kind` ("" where there is one kind only, without a name);
+    empty where it holds a plain value."""
     choices = [field.annotation, *get_args(field.annotation)]
     groups = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, Settings)]
+    if len(groups) == 1 and "kind" not in groups[0].model_fields:
+        return {"": groups[0]}
     return {get_args(group.model_fields["kind"].annotation)[0]: group for group in groups}
 
 
@@ -90,7 +93,7 @@ def choices(annotation: Any) -> list[str]:
 def wanted(field: FieldInfo) -> str:
     """What `field` accepts, in words: `a whole number > 0`, `one of fp32, bf16`."""
     if groups := variants(field):
-        return f"a group of settings with kind: {', '.join(groups)}"
+        return "a group of settings" + (f" with kind: {', '.join(groups)}" if "" not in groups else "")
     return _words(field.annotation, field.metadata)
 
 

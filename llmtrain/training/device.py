@@ -11,7 +11,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
+from llmtrain.config.hardware import PublishedHardware
 from llmtrain.config.infra import Infra
+from llmtrain.config.launch import LocalLaunch
 from llmtrain.errors import UnsupportedModel, UserError
 from llmtrain.models.attention import Kernel
 
@@ -19,18 +21,29 @@ from llmtrain.models.attention import Kernel
 def resolve(infra: Infra) -> Infra:
     """`infra` with `bf16_if_fast` replaced by what this machine multiplies natively.
 
-    Raises UserError where the accelerator is missing.
+    Raises UserError where the run is for this machine and its accelerator is missing.
     """
-    if infra.accelerator == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "infra.accelerator=cuda, but PyTorch sees no CUDA device: choose infra=local_cpu, "
-            "or install a CUDA build of torch and check nvidia-smi"
-        )
+    if isinstance(infra.launch, LocalLaunch):
+        check(infra)
     if infra.precision != "bf16_if_fast":
         return infra
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if infra.accelerator == "cuda" else _cpu_has_bf16()
     precision: Literal["bf16", "fp32"] = "bf16" if fast else "fp32"
     return infra.model_copy(update={"precision": precision})
+
+
+def check(infra: Infra) -> None:
+    """Raises UserError where this machine lacks the accelerator."""
+    if infra.accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "infra.accelerator=cuda, but PyTorch sees no CUDA device: choose infra=local_cpu, "
+            "or install a CUDA build of torch and check nvidia-smi"
+        )
+
+
+def is_known(infra: Infra) -> bool:
+    """Whether a plan can be made here: of this machine for itself, or of a published device."""
+    return isinstance(infra.launch, LocalLaunch) or isinstance(infra.hardware, PublishedHardware)
 
 
 def apply(infra: Infra) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import lightning
 
 from llmtrain.config.trainer import Trainer
+from llmtrain.processes import STOPS
 from llmtrain.telemetry.metrics import MetricsFile
 from llmtrain.telemetry.progress import Progress
 from llmtrain.telemetry.stopwatch import Stopwatch
@@ -59,7 +60,7 @@ class Between(lightning.Callback):
     # ---- stopping: a handler only sets a flag; the state is saved at the next step's boundary
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPS:
             signal.signal(number, self._stop)
         self.started = time.monotonic() - self.seconds
         self.step_started = time.monotonic()
@@ -67,11 +68,11 @@ class Between(lightning.Callback):
         module.before_update = self.pulse.updates
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped_by is not None:  # asked twice: at once, without saving
+        if self.stopped_by not in (None, signal.SIGUSR2):  # asked twice: at once, without saving
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.stopped_by = signal.Signals(number)
-        if self.ranks.rank == 0:
+        first, self.stopped_by = self.stopped_by is None, signal.Signals(number)
+        if first and self.ranks.rank == 0:
             print(f"\n{self.stopped_by.name}: stopping after this step; again to stop at once", file=sys.stderr)
 
     def agreed_to_stop(self) -> signal.Signals | None:

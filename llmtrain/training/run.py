@@ -2,6 +2,7 @@
 
 outputs/<name>/<run id>/config.json       the frozen config: what would make this run again
                         metrics.jsonl     a row each log interval; curves.png is drawn from it
+                        clock.json        the steps and tokens that it will have at its end
                         baselines.json    what the last figures are held against, measured before training
                         samples/          held-out prompts continued at each evaluation; margins.json: of each pair
                         plan.json         memory and time as planned before the first step;
@@ -80,29 +81,20 @@ def train(
     `llmtrain.errors`; what was saved stays.
     """
     outputs, stopwatch = Path(config.outputs_dir), Stopwatch()
-    check_tracking(config.tracking)
-    device.apply(config.infra)
 
     def train_base() -> TrainedModel:
         with stopwatch.phase("base model"):
             return train(base_config(), base_config=base_config, force=force, say=say)
 
     with stopwatch.phase("preparing"):
-        frozen, inputs = resolve(config, outputs, train_base, say)
-    if again:
-        while (_directory(outputs, frozen) / "version.json").exists():
-            frozen = frozen.model_copy(update={"attempt": frozen.attempt + 1})
-    directory = _directory(outputs, frozen)
+        frozen, inputs = frozen_run(config, train_base, again=again, say=say)
+    directory = directory_of(frozen)
     many = config.infra.ranks > 1
-    with _only_process(directory, "launcher.lock" if many else "lock"):
-        if (directory / "version.json").exists():
-            version = ModelVersion.read(directory / "version.json")
+    with only_process(directory, "launcher.lock" if many else "lock"):
+        if version := finished(directory):
             say(f"{directory} is finished: {version.label} (--again makes another run)")
             return version.model
-        write_whole(directory / "config.json", frozen.model_dump_json(indent=2) + "\n")
-        begun = checkpoints.any_in(directory / "checkpoints")
-        if not (force or begun):
-            refuse(planner(frozen.config, outputs, resident_bytes()))
+        freeze(frozen, force=force)
         if many:
             from llmtrain.training.ranks.torchrun import run_ranks
 
@@ -113,18 +105,52 @@ def train(
         return trained
 
 
+def frozen_run(
+    config: TrainConfig, train_base: Callable[[], TrainedModel], *, again: bool = False, say: Say = print
+) -> tuple[FrozenRun, Inputs]:
+    """The run that `config` describes, data prepared and parents found; with `again` one that is not finished.
+
+    Raises the errors of `llmtrain.errors`.
+    """
+    check_tracking(config.tracking)
+    device.apply(config.infra)
+    frozen, inputs = resolve(config, Path(config.outputs_dir), train_base, say)
+    while again and finished(directory_of(frozen)):
+        frozen = frozen.model_copy(update={"attempt": frozen.attempt + 1})
+    return frozen, inputs
+
+
+def freeze(frozen: FrozenRun, *, force: bool = False) -> None:
+    """Write `config.json`, from which any process can go on. Raises UserError where the run has not begun and will not
+    fit into memory by its plan, but for `force`."""
+    directory = directory_of(frozen)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_whole(directory / "config.json", frozen.model_dump_json(indent=2) + "\n")
+    if not (force or checkpoints.any_in(directory / "checkpoints")) and device.is_known(frozen.config.infra):
+        refuse(planner(frozen.config, Path(frozen.config.outputs_dir), resident_bytes()))
+
+
+def finished(directory: Path) -> ModelVersion | None:
+    """What the run in `directory` registered, where it is over."""
+    record = directory / "version.json"
+    return ModelVersion.read(record) if record.exists() else None
+
+
 def train_rank(directory: Path) -> None:
-    """Be the rank that the environment names, of the frozen run in `directory`, until it has ended.
+    """Be the rank that the environment names, or the only one, of the frozen run in `directory`, until it has ended.
 
     Rank 0 writes and says what there is to say. Raises the errors of `llmtrain.errors`, the same on all ranks where
     they come from what all compute.
     """
     frozen, outputs, stopwatch = thaw(directory / "config.json"), directory.parents[1], Stopwatch()
-    device.apply(frozen.config.infra)
-    join(frozen.config.infra)
-    ranks = strategy_of(frozen.config.infra, directory)
+    infra = frozen.config.infra
+    device.check(infra)
+    device.apply(infra)
+    if infra.ranks > 1:
+        join(infra)
+    ranks = strategy_of(infra, directory)
     if ranks.rank == 0:
-        with _only_process(directory, "lock"):
+        with only_process(directory, "lock"):
             _run(frozen, inputs_of(frozen, outputs), outputs, directory, stopwatch, ranks, print)
     else:
         _run(frozen, inputs_of(frozen, outputs), outputs, directory, stopwatch, ranks, lambda line: None)
@@ -175,6 +201,9 @@ def _run(
         torch.manual_seed(config.trainer.seed + ranks.rank)  # dropout of its own
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
     tokens = task.steps.tokens_before(step)
+    if first:
+        end = {"steps": len(task.steps), "tokens": task.module.total_tokens}
+        write_whole(directory / "clock.json", json.dumps(end) + "\n")
     traces = Traces(frozen, task, inputs.tokenizer_directory, outputs, directory, stopwatch, tokens, ranks)
 
     metrics = MetricsFile(directory / "metrics.jsonl") if first else NoMetrics()
@@ -328,8 +357,9 @@ def _warn(config: TrainConfig, figures: dict[str, float], say: Say) -> None:
             say(f"warning: {line}")
 
 
-def _directory(outputs: Path, frozen: FrozenRun) -> Path:
-    return outputs / frozen.config.name / frozen.run_id
+def directory_of(frozen: FrozenRun) -> Path:
+    """Where the run keeps its files."""
+    return Path(frozen.config.outputs_dir) / frozen.config.name / frozen.run_id
 
 
 def _once(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -344,7 +374,7 @@ def _once(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, floa
 
 
 @contextmanager
-def _only_process(directory: Path, name: str) -> Iterator[None]:
+def only_process(directory: Path, name: str) -> Iterator[None]:
     """Raises TryAgain where another process works on this run; the lock goes with the process, however it ends."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / name).open("w") as file:

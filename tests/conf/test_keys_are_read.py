@@ -13,7 +13,8 @@ from llmtrain.config.base import Settings
 from llmtrain.config.compose import load_config
 from llmtrain.config.data import ChatData, PreferenceData, TextData
 from llmtrain.config.hardware import MeasuredHardware, PublishedHardware
-from llmtrain.config.infra import LocalInfra
+from llmtrain.config.infra import Infra
+from llmtrain.config.launch import AKSLaunch, LocalLaunch, RayLaunch, SlurmLaunch
 from llmtrain.config.model import Qwen3Model, SmolLM2Model
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.schema import variants
@@ -32,7 +33,8 @@ HANDED_ON = {
 NOT_HERE: dict[type[Settings], tuple[str, ...]] = {
     QLoRAAdapter: tuple(QLoRAAdapter.model_fields),  # needs CUDA; peft gets them as it gets LoRA's
     SmolLM2Model: ("name",),  # 135 M parameters: minutes a run
-    LocalInfra: ("hardware", "strategy", "offload"),  # plans, and runs of several ranks: tests/unit/plan, tests/e2e
+    Infra: ("hardware", "strategy", "offload"),  # plans, and runs of several ranks: tests/unit/plan, tests/e2e
+    **{launch: tuple(launch.model_fields) for launch in (LocalLaunch, SlurmLaunch, RayLaunch, AKSLaunch)},  # launching
     MeasuredHardware: tuple(MeasuredHardware.model_fields),  # plans
     PublishedHardware: tuple(PublishedHardware.model_fields),  # plans
 }
@@ -87,13 +89,13 @@ def test_a_read_that_is_deleted_is_missed(runs: Runs, monkeypatch: pytest.Monkey
     monkeypatch.setattr(optim, "_adam_settings", without(optim._adam_settings, "trainer.adam_eps", "1e-8"))
     monkeypatch.setattr(device, "apply", without(device.apply, "infra.threads", "1"))
     monkeypatch.setattr(build, "hf_config", without(build.hf_config, "model.head_dim", "16"))
-    deleted = {(PretrainTrainer, "adam_eps"), (LocalInfra, "threads"), (Qwen3Model, "head_dim")}
+    deleted = {(PretrainTrainer, "adam_eps"), (Infra, "threads"), (Qwen3Model, "head_dim")}
     monkeypatch.chdir(runs.directory)
     (base,) = runs.directory.glob("outputs/base/*/")
     with recorded_reads() as reads:
         assert main(["name=blind", *lines(base), *ANEW]) == 0
     assert runs.reads["lines"] - reads == deleted
-    assert set(unread(reads)) >= {"PretrainTrainer.adam_eps", "LocalInfra.threads", "Qwen3Model.head_dim"}
+    assert set(unread(reads)) >= {"PretrainTrainer.adam_eps", "Infra.threads", "Qwen3Model.head_dim"}
 
 
 def test_a_loop_over_keys_is_no_reading():

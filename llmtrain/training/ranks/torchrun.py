@@ -22,6 +22,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from llmtrain.errors import Interrupted, LLMTrainError, RunFailed, TryAgain, UserError
+from llmtrain.processes import STOPS, importable
 
 ERRORS: dict[int, type[LLMTrainError]] = {
     error.exit_code: error for error in (UserError, RunFailed, TryAgain, Interrupted)
@@ -33,8 +34,8 @@ PARTING = signal.SIGTERM, signal.SIGABRT
 def run_ranks(directory: Path, ranks: int) -> None:
     """Run the frozen run in `directory` on `ranks` processes, to its end.
 
-    SIGINT and SIGTERM go on to every rank, which save and stop at the same step. Raises the error of the rank that
-    failed first, TryAgain where it was killed; the others have been stopped by then.
+    SIGINT, SIGTERM and SIGUSR2 go on to every rank, which save and stop at the same step. Raises the error of the rank
+    that failed first, TryAgain where it was killed; the others have been stopped by then.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the message below says it in words
     rendezvous = RendezvousParameters(
@@ -45,7 +46,7 @@ def run_ranks(directory: Path, ranks: int) -> None:
         role="llmtrain",
         local_world_size=ranks,
         entrypoint=sys.executable,
-        args=("-m", "llmtrain.cli.rank", str(directory)),
+        args=("-m", "llmtrain.launch.rank", str(directory)),
         rdzv_handler=get_rendezvous_handler(rendezvous),
         max_restarts=0,
         monitor_interval=0.1,
@@ -53,7 +54,7 @@ def run_ranks(directory: Path, ranks: int) -> None:
     )
     agent = LocalElasticAgent(spec, logs_specs=DefaultLogsSpecs())
     try:
-        with _forwarding(agent), _importable():
+        with _forwarding(agent), importable():
             result = agent.run()
     finally:
         spec.rdzv_handler.shutdown()
@@ -90,7 +91,7 @@ def first_error(failures: dict[int, ProcessFailure], directory: Path) -> LLMTrai
 
 @contextmanager
 def _forwarding(agent: LocalElasticAgent) -> Iterator[None]:
-    """Hand SIGINT and SIGTERM on to the ranks, while the block runs; torch's own handlers stay out."""
+    """Hand the signals that stop a run on to the ranks, while the block runs; torch's own handlers stay out."""
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -102,23 +103,9 @@ def _forwarding(agent: LocalElasticAgent) -> Iterator[None]:
             with suppress(ProcessLookupError):  # it has ended
                 os.kill(process, number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in STOPS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _importable() -> Iterator[None]:
-    """Let the ranks find this llmtrain where it is a checkout and not installed."""
-    root, before = str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, before)))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before

@@ -1,0 +1,189 @@
+"""`llmtrain jobs`: what was submitted, and how it stands."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from llmtrain.cli import UsageError, exits
+from llmtrain.cli.flags import Flag, listing, parse
+from llmtrain.errors import RunFailed, UserError
+from llmtrain.launch.status import ENDED, Status, cancel, statuses
+from llmtrain.launch.sweeps import SweepDirectory, all_sweeps
+
+FLAGS = [
+    Flag("--help", "this text", "-h"),
+    Flag("--outputs", "the outputs directory (outputs)", "", "DIR"),
+    Flag("--follow", "with logs: go on until the job has ended", "-f"),
+    Flag("--json", "for machines: the list of runs"),
+]
+USAGE = """llmtrain jobs [FLAG] [SWEEP [RUN]]           every sweep; one sweep's runs
+llmtrain jobs logs [-f] SWEEP [RUN]          what a run prints; without RUN, of the only one
+llmtrain jobs wait SWEEP                     until all have ended; the exit code is 3 where a run has failed
+llmtrain jobs cancel SWEEP [RUN]             end the jobs; runs save first
+
+SWEEP is the id that the submission printed (or its first digits), RUN a run's id or number in the list.
+"""
+VERBS = ("logs", "wait", "cancel")
+POLL_S = 1.0
+
+
+@exits
+def main(argv: list[str] | None = None) -> int:
+    """List, follow, wait for or cancel what was submitted."""
+    flags, words = parse(sys.argv[1:] if argv is None else argv, FLAGS)
+    if "--help" in flags:
+        print(USAGE)
+        print("\n".join(listing(FLAGS)))
+        return 0
+    outputs = Path(flags.get("--outputs", "outputs"))
+    verb = words.pop(0) if words and words[0] in VERBS else "list"
+    if "--follow" in flags and verb != "logs":
+        raise UsageError("--follow goes with `llmtrain jobs logs`")
+    if not words:
+        if verb != "list":
+            raise UsageError(f"llmtrain jobs {verb} needs a sweep; `llmtrain jobs` lists them")
+        return _list_sweeps(outputs, "--json" in flags)
+    place = _sweep(outputs, words[0])
+    match verb:
+        case "list":
+            _show(_chosen(place, words[1:]), place, "--json" in flags)
+        case "logs":
+            return _logs(place, words[1:], "--follow" in flags)
+        case "wait":
+            return _wait(place)
+        case "cancel":
+            chosen = _chosen(place, words[1:])
+            cancel(place, chosen)
+            print(f"{sum(status.state not in ENDED for status in chosen)} told to stop")
+    return 0
+
+
+def _sweep(outputs: Path, name: str) -> SweepDirectory:
+    found = [place for place in all_sweeps(outputs) if place.path.name.startswith(name)]
+    if len(found) > 1:
+        raise UserError(f"{name}: begins the ids of {', '.join(place.path.name for place in found)}; write more of it")
+    place = found[0] if found else SweepDirectory(outputs, name)
+    place.read()
+    return place
+
+
+def _chosen(place: SweepDirectory, words: list[str]) -> list[Status]:
+    found = statuses(place)
+    if not words:
+        return found
+    [name, *_] = words
+    chosen = [one for number, one in enumerate(found, 1) if name in (str(number), one.directory.name)]
+    if not chosen:
+        raise UserError(f"{name}: no such run in sweep {place.path.name}; `llmtrain jobs {place.path.name}` lists them")
+    return chosen
+
+
+def _list_sweeps(outputs: Path, as_json: bool) -> int:
+    lines, found = [], []
+    for place in all_sweeps(outputs):
+        sweep, runs = place.read(), statuses(place)
+        counts: dict[str, int] = {}
+        for status in runs:
+            counts[status.state] = counts.get(status.state, 0) + 1
+        found.append(
+            {"sweep": sweep.sweep_id, "engine": sweep.engine, "created_at_utc": sweep.created_at_utc, **counts}
+        )
+        words = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+        lines.append(f"{sweep.sweep_id}  {sweep.engine:6} {sweep.created_at_utc[:16]}  {words}")
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print(
+            "\n".join(lines) or f"nothing was submitted to {outputs}; see `python train.py --help`, --detach and infra="
+        )
+    return 0
+
+
+def _show(found: list[Status], place: SweepDirectory, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([_as_data(status) for status in found], indent=2))
+        return
+    varied = place.read().varied
+    rows = [["", "run", "state", "tokens", "loss", "ETA", "node", "job", *varied]]
+    for number, status in enumerate(found, 1):
+        values = dict(line.partition("=")[::2] for line in status.point.overrides)
+        done = f"{status.tokens:,}" + (f" ({status.tokens / status.total_tokens:.0%})" if status.total_tokens else "")
+        rows.append(
+            [
+                str(number),
+                status.directory.name,
+                status.state + (f" ({status.job.reason})" if status.job.reason and status.state != "finished" else ""),
+                done,
+                "" if status.loss is None else f"{status.loss:.4f}",
+                str(status.eta or ""),
+                status.node,
+                status.handle.rpartition("/")[2],
+                *(values.get(key, "") for key in varied),
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _as_data(status: Status) -> dict[str, object]:
+    return {
+        "run": status.directory.name,
+        "directory": str(status.directory),
+        "overrides": list(status.point.overrides),
+        "state": status.state,
+        "reason": status.job.reason,
+        "job": status.handle,
+        "node": status.node,
+        "starts": status.starts,
+        "step": status.step,
+        "tokens": status.tokens,
+        "total_tokens": status.total_tokens,
+        "loss": status.loss,
+        "eta_seconds": status.eta.total_seconds() if status.eta else None,
+    }
+
+
+def _logs(place: SweepDirectory, words: list[str], follow: bool) -> int:
+    """What the run has printed; with `follow`, until its job has ended."""
+    chosen = _chosen(place, words)
+    if len(chosen) > 1:
+        raise UsageError(f"sweep {place.path.name} has {len(chosen)} runs: name one of them, by number or id")
+    [status] = chosen
+    path = status.directory / "log.txt"
+    if not path.exists() and not follow:
+        print(f"{status.directory} has printed nothing yet: {status.state} {status.job.reason}")
+        return 0
+    position = 0
+    while True:
+        ended = _chosen(place, [status.directory.name])[0].state in ENDED
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(position)
+                sys.stdout.write(file.read().decode(errors="replace"))
+                position = file.tell()
+            sys.stdout.flush()
+        if ended or not follow:
+            return 0
+        time.sleep(POLL_S)
+
+
+def _wait(place: SweepDirectory) -> int:
+    """Until every run's job has ended; a line each time that something has changed."""
+    before = ""
+    while True:
+        found = statuses(place)
+        left = [status for status in found if status.state not in ENDED]
+        line = f"{len(found) - len(left)} of {len(found)} have ended" + "".join(
+            f"; {status.directory.name} {status.state} at {status.tokens:,} tokens" for status in left[:4]
+        )
+        if line != before:
+            print(line, flush=True)
+            before = line
+        if not left:
+            bad = [status for status in found if status.state != "finished"]
+            for status in bad:
+                print(f"{status.directory} {status.state}: {status.job.reason}", file=sys.stderr)
+            return RunFailed.exit_code if bad else 0
+        time.sleep(POLL_S)

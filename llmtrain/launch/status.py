@@ -1,0 +1,108 @@
+"""How a submitted run stands: what its engine says, and what its directory says. Imports nothing that trains."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from llmtrain.launch.engine import Job, State, engine_of, run_in
+from llmtrain.launch.starts import starts
+from llmtrain.launch.sweeps import Point, SweepDirectory
+
+READ_BYTES = 65_536
+"""From the end of metrics.jsonl: rows enough for the newest of each figure."""
+ENDED = ("finished", "failed", "stopped", "lost")
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run of a sweep."""
+
+    point: Point
+    directory: Path
+    handle: str
+    state: str
+    """finished, running, waiting, stopping; failed (the job has ended, the run has not); stopped (by a person); lost
+    (the engine has no memory of the job)."""
+    job: Job
+    node: str
+    starts: int
+    step: int
+    tokens: int
+    total_tokens: int | None
+    """None until the run has begun."""
+    loss: float | None
+    """The newest validation loss; before the first, the training loss."""
+    tokens_per_second: float | None
+
+    @property
+    def eta(self) -> timedelta | None:
+        """Of the steps that are left; evaluations and waiting come on top."""
+        if self.state != "running" or not self.tokens_per_second or self.total_tokens is None:
+            return None
+        return timedelta(seconds=round((self.total_tokens - self.tokens) / self.tokens_per_second))
+
+
+def statuses(place: SweepDirectory) -> list[Status]:
+    """Each run of a sweep, in the order of its points. Raises UserError where there is no such sweep."""
+    sweep, handles = place.read(), place.handles()
+    first = run_in(place.outputs / sweep.points[0].run)
+    jobs = engine_of(first.infra.launch).jobs(list(handles.values()))
+    return [_status(place.outputs, point, handles.get(point.run, ""), jobs) for point in sweep.points]
+
+
+def cancel(place: SweepDirectory, chosen: Sequence[Status]) -> None:
+    """End the jobs of `chosen` runs, as their engine does it."""
+    alive = [status.handle for status in chosen if status.state not in ENDED]
+    if alive:
+        engine_of(run_in(chosen[0].directory).infra.launch).cancel(alive)
+
+
+def _status(outputs: Path, point: Point, handle: str, jobs: dict[str, Job]) -> Status:
+    directory = outputs / point.run
+    job, rows, begun = jobs.get(handle, Job(State.UNKNOWN)), _last_rows(directory), starts(directory)
+    clock = directory / "clock.json"
+    newest: dict[str, Any] = {}
+    for row in rows:
+        newest |= row
+    loss = newest.get("validation/loss", newest.get("train/loss"))
+    return Status(
+        point=point,
+        directory=directory,
+        handle=handle,
+        state=_state(directory, job),
+        job=job,
+        node=job.node or (begun[-1].node if begun else ""),
+        starts=len(begun),
+        step=newest.get("step", 0),
+        tokens=newest.get("tokens", 0),
+        total_tokens=json.loads(clock.read_text())["tokens"] if clock.exists() else None,
+        loss=loss if isinstance(loss, float) else None,
+        tokens_per_second=newest.get("train/tokens_per_second"),
+    )
+
+
+def _state(directory: Path, job: Job) -> str:
+    if (directory / "version.json").exists():
+        return "finished"
+    match job.state:
+        case State.ENDED:
+            return "stopped" if "cancelled" in job.reason else "failed"
+        case State.UNKNOWN:
+            return "lost"
+        case _:
+            return job.state.value
+
+
+def _last_rows(directory: Path) -> list[dict[str, Any]]:
+    """The last rows of metrics.jsonl, which may be growing: whole lines only."""
+    try:
+        with (directory / "metrics.jsonl").open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - READ_BYTES))
+            lines = file.read().split(b"\n")[(1 if size > READ_BYTES else 0) : -1]
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]

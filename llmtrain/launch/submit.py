@@ -1,0 +1,100 @@
+"""From checked configs to submitted runs: every point is frozen before the first one is handed to the engine."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmtrain.config.root import TrainConfig
+from llmtrain.errors import UserError
+from llmtrain.launch.engine import AnyLaunch, Run, State, engine_of
+from llmtrain.launch.sweeps import Point, SweepDirectory, sweep_of
+
+if TYPE_CHECKING:
+    from llmtrain.artifacts import TrainedModel
+
+Say = Callable[[str], None]
+
+
+def submit(
+    points: Sequence[tuple[list[str], TrainConfig]],
+    *,
+    again: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    say: Say = print,
+) -> SweepDirectory:
+    """Hand the runs of `points` (overrides and config) to their engine, and return; the same call again submits only
+    what is neither finished nor with the engine.
+
+    Data are prepared here, once for all points. `again` makes other runs where finished ones exist, `force` submits
+    what will not fit by its plan, `dry_run` says what would be submitted and submits nothing. Raises the errors of
+    `llmtrain.errors`: one of a point's comes before anything is submitted.
+    """
+    from llmtrain.training.run import directory_of, finished, freeze, frozen_run
+
+    launch = one_launch([config for _, config in points])
+    outputs = Path(points[0][1].outputs_dir)
+    runs: list[Run] = []
+    for number, (overrides, config) in enumerate(points, 1):
+        try:
+            frozen, _ = frozen_run(config, _no_base, again=again, say=say)
+            runs.append(Run(directory_of(frozen), frozen))
+        except UserError as error:
+            if len(points) == 1:
+                raise
+            raise UserError(f"point {number} of {len(points)}, {' '.join(overrides)}: {error}") from error
+    by_directory = {run.directory: run for run in runs}
+    lines = [Point(overrides=tuple(o), run=_relative(run, outputs)) for (o, _), run in zip(points, runs, strict=True)]
+    sweep = sweep_of(launch.kind, list({point.run: point for point in lines}.values()))
+    place, engine = SweepDirectory(outputs, sweep.sweep_id), engine_of(launch)
+    todo = [run for directory, run in by_directory.items() if not finished(directory)]
+    for directory in by_directory.keys() - {run.directory for run in todo}:
+        say(f"{directory} is finished (--again makes another run)")
+    if dry_run:
+        say(engine.script(place.path, todo) if todo else "nothing to submit")
+        return place
+    for run in todo:
+        freeze(run.frozen, force=force)
+    with place.alone():
+        place.write(sweep)
+        handles = place.handles()
+        jobs = engine.jobs(list(handles.values()))
+        alive = [name for name, handle in handles.items() if jobs[handle].state not in (State.ENDED, State.UNKNOWN)]
+        new = [run for run in todo if _relative(run, outputs) not in alive]
+        for run, handle in engine.submit(place.path, new):
+            place.submitted(_relative(run, outputs), handle)
+            say(f"submitted {run.directory} as {launch.kind} job {handle}")
+    if len(new) < len(todo):
+        say(f"{len(todo) - len(new)} submitted before and not ended")
+    say(f"sweep {sweep.sweep_id}: llmtrain jobs {sweep.sweep_id}" + _elsewhere(outputs))
+    return place
+
+
+def one_launch(configs: Sequence[TrainConfig]) -> AnyLaunch:
+    """The `infra.launch` of all `configs`. Raises UserError where they differ: one submission goes to one engine."""
+    first = configs[0]
+    for config in configs:
+        if config.infra.launch != first.infra.launch or config.infra.ranks != first.infra.ranks:
+            raise UserError(
+                "the points of a sweep differ in infra.launch or infra.ranks, which is one submission's; "
+                "submit them with a command each"
+            )
+        if config.outputs_dir != first.outputs_dir:
+            raise UserError("the points of a sweep differ in outputs_dir; submit them with a command each")
+    return first.infra.launch
+
+
+def _no_base() -> "TrainedModel":
+    raise UserError(
+        "trainer.init_from=latest finds no model of this shape and tokenizer, and a missing base is not trained where "
+        "runs are submitted; submit its pretraining first (the same command with trainer=pretrain), or name a model: "
+        "trainer.init_from=NAME@VERSION"
+    )
+
+
+def _relative(run: Run, outputs: Path) -> str:
+    return run.directory.relative_to(outputs).as_posix()
+
+
+def _elsewhere(outputs: Path) -> str:
+    return "" if outputs == Path("outputs") else f" --outputs {outputs}"

@@ -1,0 +1,117 @@
+"""What was submitted: `outputs/sweeps/<sweep id>/sweep.json`, its points, and `jobs.jsonl`, a line for each submission.
+
+A single run that is submitted is a sweep of one point. The id is a hash of the runs' ids, so that the same command
+typed again finds what it has submitted before.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from llmtrain.config.base import content_hash
+from llmtrain.errors import IntegrityError, UserError
+from llmtrain.files import write_whole, writing
+
+SWEEPS = "sweeps"
+RECORD, JOBS = "sweep.json", "jobs.jsonl"
+
+
+class Point(BaseModel):
+    """One run of a sweep."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    overrides: tuple[str, ...]
+    """Those of the command line that make this point."""
+    run: str
+    """The run's directory, relative to outputs."""
+
+
+class Sweep(BaseModel):
+    """Runs that were submitted together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    sweep_id: str
+    """8 hex digits of the hash of the runs' directories and of their engine."""
+    engine: str
+    """`infra.launch.kind` of all of them."""
+    created_at_utc: str
+    """ISO 8601, whole seconds."""
+    points: tuple[Point, ...]
+
+    @property
+    def varied(self) -> list[str]:
+        """The keys that differ from point to point, in the command line's order."""
+        values: dict[str, set[str]] = {}
+        for point in self.points:
+            for line in point.overrides:
+                key, _, value = line.partition("=")
+                values.setdefault(key, set()).add(value)
+        everywhere = {key for key, found in values.items() if len(found) > 1}
+        return [key for key in values if key in everywhere]
+
+
+def sweep_of(engine: str, points: list[Point]) -> Sweep:
+    """The record of `points`, made now."""
+    identity = content_hash([engine, sorted(point.run for point in points)])[:8]
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Sweep(sweep_id=identity, engine=engine, created_at_utc=now, points=tuple(points))
+
+
+class SweepDirectory:
+    """The files of one sweep."""
+
+    def __init__(self, outputs: Path, sweep_id: str) -> None:
+        self.outputs, self.path = outputs, outputs / SWEEPS / sweep_id
+
+    def write(self, sweep: Sweep) -> None:
+        """Keep `sweep`, but for one that is there already."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / RECORD).exists():
+            write_whole(self.path / RECORD, sweep.model_dump_json(indent=2) + "\n")
+
+    def read(self) -> Sweep:
+        """Raises UserError where there is none, IntegrityError where it is damaged."""
+        try:
+            return Sweep.model_validate_json((self.path / RECORD).read_bytes())
+        except OSError as error:
+            known = ", ".join(directory.path.name for directory in all_sweeps(self.outputs)) or "none"
+            raise UserError(f"{self.path.name}: no such sweep in {self.outputs} (there: {known})") from error
+        except ValueError as error:
+            raise IntegrityError(f"{self.path / RECORD} is damaged: {error}; restore it from a copy") from error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Submitting, among processes of this machine: the second one waits, and finds what the first has done."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def submitted(self, run: str, handle: str) -> None:
+        """Keep that the engine has taken `run`; on disk when this returns."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        path = self.path / JOBS
+        with writing(path), path.open("a") as file:
+            file.write(json.dumps({"run": run, "handle": handle, "time_utc": now}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def handles(self) -> dict[str, str]:
+        """The newest handle of each run, by its directory; a line that a crash cut short counts as none."""
+        path = self.path / JOBS
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return {line["run"]: line["handle"] for line in map(json.loads, lines)}
+
+
+def all_sweeps(outputs: Path) -> list[SweepDirectory]:
+    """Every sweep of an outputs directory, the newest last."""
+    found = [SweepDirectory(outputs, path.parent.name) for path in (outputs / SWEEPS).glob(f"*/{RECORD}")]
+    return sorted(found, key=lambda directory: (directory.read().created_at_utc, directory.path.name))
