@@ -82,7 +82,7 @@ class AKSLaunch(Settings):
     namespace: Annotated[str, Changes.SURFACE]
     """Namespace of jobs, volume claim and service account."""
     image: Annotated[str | None, Changes.SURFACE]
-    """Container image with this llmtrain, by digest or an exact tag, never `latest`; null plans, and submits nothing."""
+    """Container image with this llmtrain, by digest or an exact tag, never `latest`; null plans, but cannot submit."""
     node_pool: Annotated[str | None, Changes.SURFACE]
     """Node pool to run in (label `agentpool`); null is any that fits."""
     spot: Annotated[bool, Changes.SURFACE]

@@ -10,6 +10,7 @@ import huggingface_hub.constants as hub
 import pytest
 
 from llmtrain import errors
+from llmtrain.processes import STOPS
 from llmtrain.telemetry.comet_tracker import FLUSH_SECONDS
 from llmtrain.telemetry.outbox import WAITING_SHARE
 from llmtrain.training.ranks import group
@@ -119,9 +120,8 @@ def test_timeouts_are_those_of_the_code_and_the_libraries():
 
 
 def test_signals_are_those_that_a_run_handles():
-    (handled,) = [tree for path, tree in SOURCES.items() if path.name == "events.py"]
-    (loop,) = [node for node in ast.walk(handled) if isinstance(node, ast.For) and "signal.signal" in ast.unparse(node)]
-    assert set(re.findall(r"SIG[A-Z]+", section("Arrows"))) == set(re.findall(r"SIG[A-Z]+", ast.unparse(loop.iter)))
+    (arrow,) = [row for row in rows("Arrows") if row[1] == "terminal, scheduler → run"]
+    assert set(re.findall(r"SIG[A-Z0-9]+", arrow[2])) == {number.name for number in STOPS}
 
 
 def test_arrows_are_numbered_and_whole():
