@@ -113,7 +113,7 @@ def _with_what_was_added(config: dict[str, Any], version: int) -> dict[str, Any]
         for note in setting.field.metadata:
             if not isinstance(note, Added) or note.version != version:
                 continue
-            if name == "kind" and lookup(config, tuple(group)) is None:  # the whole group is new
+            if lookup(config, tuple(group)) is None and (name == "kind" or not setting.kinds):  # the whole group is new
                 lookup(config, tuple(group[:-1]))[group[-1]] = {}
             parent = lookup(config, tuple(group))
             if parent is not None and (name == "kind" or exists_in(setting, config)):

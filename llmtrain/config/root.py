@@ -7,6 +7,7 @@ from pydantic import model_validator
 from llmtrain.config.adapter import Adapter
 from llmtrain.config.base import Changes, Settings
 from llmtrain.config.data import ChatData, Data, PreferenceData, TextData, VoteFile
+from llmtrain.config.environment import Environment
 from llmtrain.config.infra import Infra
 from llmtrain.config.model import Model, Qwen3Model
 from llmtrain.config.tracking import Tracking
@@ -27,6 +28,7 @@ class TrainConfig(Settings):
     trainer: Trainer
     data: Data
     infra: Infra
+    environment: Environment
     tracking: Tracking
 
     @model_validator(mode="after")

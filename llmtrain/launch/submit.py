@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmtrain.config.environment import Environment
 from llmtrain.config.root import TrainConfig
 from llmtrain.errors import UserError
 from llmtrain.launch.engine import AnyLaunch, Run, State, engine_of
@@ -33,7 +34,8 @@ def submit(
     from llmtrain.training.run import directory_of, finished, freeze, frozen_run
 
     launch = one_launch([config for _, config in points])
-    outputs = Path(points[0][1].outputs_dir)
+    environment, outputs = points[0][1].environment, Path(points[0][1].outputs_dir)
+    check_policies(environment, force=force)
     runs: list[Run] = []
     for number, (overrides, config) in enumerate(points, 1):
         try:
@@ -48,11 +50,13 @@ def submit(
     sweep = sweep_of(launch.kind, list({point.run: point for point in lines}.values()))
     place, engine = SweepDirectory(outputs, sweep.sweep_id), engine_of(launch)
     todo = [run for directory, run in by_directory.items() if not finished(directory)]
-    for directory in by_directory.keys() - {run.directory for run in todo}:
-        say(f"{directory} is finished (--again makes another run)")
+    for directory, run in by_directory.items():
+        if run not in todo:
+            say(f"{directory} is finished (--again makes another run)")
     if dry_run:
         say(engine.script(place.path, todo) if todo else "nothing to submit")
         return place
+    check_hours(environment, todo)
     for run in todo:
         freeze(run.frozen, force=force)
     with place.alone():
@@ -79,9 +83,52 @@ def one_launch(configs: Sequence[TrainConfig]) -> AnyLaunch:
                 "the points of a sweep differ in infra.launch or infra.ranks, which is one submission's; "
                 "submit them with a command each"
             )
-        if config.outputs_dir != first.outputs_dir:
-            raise UserError("the points of a sweep differ in outputs_dir; submit them with a command each")
+        if (config.outputs_dir, config.environment) != (first.outputs_dir, first.environment):
+            raise UserError(
+                "the points of a sweep differ in outputs_dir or environment; submit them with a command each"
+            )
     return first.infra.launch
+
+
+def check_policies(environment: Environment, *, force: bool) -> None:
+    """Raises UserError where the environment does not let the submission pass, whatever its runs are."""
+    from llmtrain.training import machine
+
+    where = f"environment={environment.name}"
+    if force and not environment.force:
+        raise UserError(
+            f"{where} does not let --force pass; take the overrides that the plan names, or environment=dev"
+        )
+    if environment.committed_code and (machine.commit() or "").endswith(machine.CHANGES):
+        raise UserError(f"{where} submits committed code only, and this checkout has changes; commit or stash them")
+
+
+def check_hours(environment: Environment, runs: Sequence[Run]) -> None:
+    """Raises UserError where the runs take more hours of devices by their plans than the environment allows."""
+    if environment.device_hours is None:
+        return
+    from llmtrain.plan.machine import resident_bytes
+    from llmtrain.training import device
+    from llmtrain.training.planned import planner
+
+    hours = 0.0
+    for run in runs:
+        if not device.is_known(run.infra):
+            raise UserError(
+                f"environment={environment.name} allows {environment.device_hours:g} hours of devices, and a plan "
+                f"without infra.hardware.kind=published knows nothing of the machines of infra.launch.kind="
+                f"{run.infra.launch.kind}; say what they are (conf/infra/_h100.yaml shows how), or set "
+                f"environment.device_hours=null"
+            )
+        config = run.frozen.config
+        seconds = planner(config, Path(config.outputs_dir), resident_bytes()).plan().eta_seconds
+        hours += (seconds or 0) * run.infra.ranks / 3600
+    if hours > environment.device_hours:
+        raise UserError(
+            f"{len(runs)} runs take {hours:.1f} hours of devices by their plans, and environment={environment.name} "
+            f"allows {environment.device_hours:g}; submit fewer, lower trainer.budget_tokens, or raise "
+            f"environment.device_hours"
+        )
 
 
 def _no_base() -> "TrainedModel":

@@ -59,5 +59,6 @@ def log_to(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    rank.save_if_the_parent_dies()
     log_to(Path(sys.argv[1]) / starts.LOG)
     rank.leave(work(Path(sys.argv[1]), *sys.argv[2:]))

@@ -10,6 +10,8 @@ import torch
 
 from llmtrain import __version__
 
+CHANGES = " + changes"
+"""Behind the commit of a checkout whose files differ from it."""
 PACKAGES = ("torch", "transformers", "lightning", "tokenizers")
 
 
@@ -26,8 +28,8 @@ def machine() -> dict[str, str]:
         "llmtrain": __version__,
         **{package: version(package) for package in PACKAGES},
     }
-    if commit := _commit():
-        found["commit"] = commit
+    if found_commit := commit():
+        found["commit"] = found_commit
     return found
 
 
@@ -38,13 +40,13 @@ def _cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def _commit() -> str | None:
-    """The commit of the checkout that llmtrain is imported from, `+ changes` where files differ; None elsewhere."""
+def commit() -> str | None:
+    """The commit of the checkout that llmtrain is imported from, with `CHANGES` where files differ; None elsewhere."""
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return None
     try:
-        commit, changes = (
+        head, changes = (
             subprocess.run(
                 ["git", "-C", str(checkout), *command], capture_output=True, text=True, timeout=5, check=True
             )
@@ -52,4 +54,4 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit.stdout.strip() + (" + changes" if changes.stdout else "")
+    return head.stdout.strip() + (CHANGES if changes.stdout else "")
