@@ -7,7 +7,7 @@ from pydantic import model_validator
 
 from llmtrain.config.base import Added, Changes, Settings
 from llmtrain.config.hardware import Hardware
-from llmtrain.config.launch import Launch, LocalLaunch
+from llmtrain.config.launch import Launch, LocalLaunch, RayLaunch
 
 
 class Infra(Settings):
@@ -68,6 +68,11 @@ class Infra(Settings):
             raise ValueError(
                 f"precision=bf16_if_fast asks the machine that submits, not the one that computes; with "
                 f"infra.launch.kind={self.launch.kind} set infra.precision=bf16 or fp32"
+            )
+        if isinstance(self.launch, RayLaunch) and self.ranks > 1 and 0 < self.launch.gpus_per_rank < 1:
+            raise ValueError(
+                f"ranks that train together cannot share a GPU: with infra.ranks={self.ranks} set "
+                f"infra.launch.gpus_per_rank=1"
             )
         nodes = getattr(self.launch, "nodes", 1)
         if self.ranks % nodes:

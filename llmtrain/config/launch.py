@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
-from pydantic import Discriminator
+from pydantic import Discriminator, model_validator
 
 from llmtrain.config.base import Added, Changes, Settings
 
@@ -71,6 +71,14 @@ class RayLaunch(Settings):
     """Runs of a sweep at the same time; null is as many as fit."""
     restarts: Restarts
     """Starts in a row that may end without a new checkpoint, before the run is given up."""
+
+    @model_validator(mode="after")
+    def shares_are_rays(self) -> "RayLaunch":
+        for name in ("cpus_per_rank", "gpus_per_rank"):
+            value = getattr(self, name)
+            if value > 1 and value != int(value):
+                raise ValueError(f"{name}={value}: Ray shares out parts of one only; set it to {int(value + 1)}")
+        return self
 
 
 class AKSLaunch(Settings):
