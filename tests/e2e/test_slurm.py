@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,17 @@ class Here:
         return self.command("jobs", "wait", sweep, code=code)
 
 
+@contextmanager
+def drained(cluster: Cluster) -> Iterator[None]:
+    """While the node takes no new jobs."""
+    node = f"NodeName={socket.gethostname().split('.')[0]}"
+    cluster.run("scontrol", "update", node, "State=DRAIN", "Reason=test")
+    try:
+        yield
+    finally:
+        cluster.run("scontrol", "update", node, "State=RESUME")
+
+
 def whole_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
@@ -179,17 +191,20 @@ def test_a_sweep_is_an_array_and_ends_as_at_home(cluster: Cluster, here: Here, b
     assert "#SBATCH --array=0-1%2" in script
     assert "#SBATCH --signal=USR2@60" in script
     assert not (here.directory / "outputs" / "sweeps").exists()
-    sweep = here.submit("-m", *SHORT, *CLUSTER, seeds, gpu)
-    jobs = here.jobs(sweep)
-    assert {job["job"].partition("_")[2] for job in jobs} == {"0", "1"}
-    assert len({job["job"].partition("_")[0] for job in jobs}) == 1
-    [submitted] = list((here.directory / "outputs" / "sweeps" / sweep / "slurm").glob("*_submission.sh"))
-    told = [line for line in submitted.read_text().splitlines() if line.startswith("#SBATCH") and "put=" not in line]
-    assert all(line in script for line in told)
-    shown = cluster.run("scontrol", "show", "job", jobs[0]["job"])
-    assert "gres:gpu:1" in shown or "gres/gpu:1" in shown
-    again = here.command("train", "-m", *SHORT, *CLUSTER, seeds, gpu)
-    assert "2 submitted before and not ended" in again
+    with drained(cluster):
+        sweep = here.submit("-m", *SHORT, *CLUSTER, seeds, gpu)
+        jobs = here.jobs(sweep)
+        assert {job["job"].partition("_")[2] for job in jobs} == {"0", "1"}
+        assert len({job["job"].partition("_")[0] for job in jobs}) == 1
+        [submitted] = list((here.directory / "outputs" / "sweeps" / sweep / "slurm").glob("*_submission.sh"))
+        told = [
+            line for line in submitted.read_text().splitlines() if line.startswith("#SBATCH") and "put=" not in line
+        ]
+        assert all(line in script for line in told)
+        shown = cluster.run("scontrol", "show", "job", jobs[0]["job"])
+        assert "gres:gpu:1" in shown or "gres/gpu:1" in shown
+        again = here.command("train", "-m", *SHORT, *CLUSTER, seeds, gpu)
+        assert "2 submitted before and not ended" in again
     here.ends(sweep)
     jobs = here.jobs(sweep)
     assert [job["state"] for job in jobs] == ["finished", "finished"]
@@ -309,17 +324,13 @@ def test_a_run_that_hits_its_time_limit_goes_on_after_it(here: Here, beginning: 
 
 
 def test_a_drained_node_and_a_restarted_controller_lose_nothing(cluster: Cluster, here: Here, beginning: Path):
-    node = f"NodeName={socket.gethostname().split('.')[0]}"
     sweep = here.submit(*LONG, *CLUSTER)
     here.reaches(sweep, 20_000)
-    cluster.run("scontrol", "update", node, "State=DRAIN", "Reason=test")
-    try:
+    with drained(cluster):
         waiting = here.submit(*SHORT, *CLUSTER)
         cluster.restart_controller()
         here.ends(sweep)
         assert [run["state"] for run in here.jobs(waiting)] == ["waiting"]
-    finally:
-        cluster.run("scontrol", "update", node, "State=RESUME")
     here.ends(waiting)
     [run] = here.jobs(sweep)
     assert run["starts"] == 1
