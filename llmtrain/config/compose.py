@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -71,7 +73,7 @@ def load_sweep(
     overrides: list[str], config_dirs: Sequence[Path] = (), config_name: str = "train"
 ) -> list[tuple[list[str], TrainConfig]]:
     """The overrides and the config of each run that `-m` asks for. Raises ConfigError, each problem once."""
-    composer = Composer(config_dirs, config_name)
+    composer = Composer(config_dirs, config_name, files_stay=True)
     points, problems = expand(overrides, composer.groups(overrides))
     checks = [composer.check(point) for point in points]
     problems += [problem for checked in checks for problem in checked.problems]
@@ -81,9 +83,17 @@ def load_sweep(
 
 
 class Composer:
-    """Hydra's loader over the shipped options and the user's; raises ConfigError where a directory does not exist."""
+    """Hydra's loader over the shipped options and the user's; raises ConfigError where a directory does not exist.
 
-    def __init__(self, config_dirs: Sequence[Path] = (), config_name: str = "train") -> None:
+    With `files_stay`, what a choice of options composes to is kept, so that points of a sweep that differ in values
+    only read the files once; for as long as no file changes.
+    """
+
+    def __init__(
+        self, config_dirs: Sequence[Path] = (), config_name: str = "train", *, files_stay: bool = False
+    ) -> None:
+        self._kept: dict[tuple[str, ...], tuple[DictConfig, list[tuple[Path, Key]]]] | None = {} if files_stay else None
+        self._kept_groups: dict[tuple[str, ...], Groups] = {}
         version.setbase("1.3")
         search_path = create_config_search_path(str(conf_directory()))
         for directory in config_dirs:
@@ -134,6 +144,13 @@ class Composer:
         Raises ConfigError where the search path or the defaults list cannot be read.
         """
         searchpath = [line for line in lines if line.lstrip("+").startswith("hydra.searchpath=")]
+        if self._kept is None:
+            return self._groups(searchpath)
+        if tuple(searchpath) not in self._kept_groups:
+            self._kept_groups[tuple(searchpath)] = self._groups(searchpath)
+        return self._kept_groups[tuple(searchpath)]
+
+    def _groups(self, searchpath: list[str]) -> Groups:
         try:
             with warnings.catch_warnings(action="error"):  # how Hydra tells that a directory does not exist
                 _, repository = self.loader._parse_overrides_and_create_caching_repo(self.config_name, searchpath)
@@ -152,7 +169,19 @@ class Composer:
         )
 
     def _compose(self, given: list[Given]) -> DictConfig:
-        lines = [one.composed for one in given]
+        if self._kept is None:
+            return self._load([one.composed for one in given])
+        values = [one for one in given if one.composed.startswith("++") and one.key[0] != "hydra"]
+        choices = tuple(one.composed for one in given if one not in values)
+        if choices not in self._kept:
+            self._kept[choices] = self._load(list(choices)), self.loader.merged
+        base, self.loader.merged = self._kept[choices]
+        composed = deepcopy(base)
+        parsed = OverridesParser.create().parse_overrides([one.composed for one in values])
+        self.loader._apply_overrides_to_config(parsed, composed)
+        return composed
+
+    def _load(self, lines: list[str]) -> DictConfig:
         composed: DictConfig = self.loader.load_configuration(self.config_name, lines, RunMode.RUN, from_shell=False)
         return composed
 

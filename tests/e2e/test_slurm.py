@@ -355,3 +355,19 @@ def test_a_run_that_never_gets_on_is_given_up(here: Here):
     log = (directory / "log.txt").read_text()
     assert "another process works on this run" in log
     assert "2 starts in a row have not got beyond step 0, and infra.launch.restarts=1: given up" in log
+
+
+def test_the_commands_of_the_readme(here: Here):
+    block = re.search(r"^## Launch\n.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert block is not None
+    small = f"{' '.join(SHORT[1:])} tracking=none"
+    sweep = ""
+    for line in block[1].splitlines():
+        command = re.sub(r"\s+#.*", "", line).replace("$SWEEP", sweep).split()
+        if command[:2] == ["python", "train.py"]:
+            said = here.command("train", *command[2:], *small.split())
+            sweep = "".join(re.findall(r"^sweep (\w+):", said, re.MULTILINE)) or sweep
+        else:
+            assert command[0] == "llmtrain"
+            said = here.command(*command[1:])
+    assert "2 of 2 have ended" in said
