@@ -50,6 +50,7 @@ class Task:
     def __call__(self, directory: str) -> None:
         """Be one rank of the frozen run in `directory`; ends the process with the run's exit code."""
         place = Path(directory)
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Submitit would print each one
         work.log_to(place / starts.LOG)
         environment = submitit.JobEnvironment()
         TorchDistributedEnvironment().export(overwrite=True)

@@ -94,7 +94,7 @@ def misspelt(word: str, way: str, seed: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def composer() -> Composer:
-    return Composer()
+    return Composer(files_stay=True)
 
 
 def values(composer: Composer) -> Iterator[tuple[list[str], dict[str, str]]]:

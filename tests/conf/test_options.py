@@ -30,7 +30,7 @@ NEEDED = {
 
 @pytest.fixture(scope="module")
 def composer() -> Composer:
-    return Composer()
+    return Composer(files_stay=True)
 
 
 @pytest.mark.parametrize(("group", "option"), CHOICES, ids=map("=".join, CHOICES))

@@ -33,8 +33,8 @@ TINY = [
     "trainer.checkpoint_every_tokens=20_000",
 ]
 SHORT = [*TINY, "trainer.budget_tokens=20_000"]
-LONG = [*TINY, "trainer.budget_tokens=400_000"]
-"""Some 20 seconds of training: time to be disturbed in."""
+LONG = [*TINY, "trainer.budget_tokens=200_000"]
+"""Some 20 seconds of training on one slow core: time to be disturbed in."""
 CLUSTER = [
     "infra=slurm_cpu",
     "infra.launch.minutes=20",
@@ -180,7 +180,11 @@ def assert_equal_to_undisturbed(beginning: Path, here: Here, run: dict[str, Any]
     assert versions[0].model.weights_sha256 == versions[1].model.weights_sha256
     rows = [[without_times(row) for row in read(directory / "metrics.jsonl")] for directory in (left, other)]
     assert rows[0] == rows[1]
-    assert tracked(beginning)[left.name] == tracked(here.directory)[other.name]
+    statuses, params, metrics = zip(*(tracked(place)[left.name] for place in (beginning, here.directory)), strict=True)
+    assert statuses == ("FINISHED", "FINISHED")
+    assert metrics[0] == metrics[1]
+    computing = [[(name, value) for name, value in found if not name.startswith("infra.launch.")] for found in params]
+    assert computing[0] == computing[1]
 
 
 def test_a_sweep_is_an_array_and_ends_as_at_home(cluster: Cluster, here: Here, beginning: Path):
