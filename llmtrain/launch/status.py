@@ -92,8 +92,9 @@ def _state(directory: Path, job: Job) -> str:
             return "stopped" if "cancelled" in job.reason else "failed"
         case State.UNKNOWN:
             return "lost"
-        case _:
-            return job.state.value
+        case alive:
+            name: str = alive.value
+            return name
 
 
 def _last_rows(directory: Path) -> list[dict[str, Any]]:
