@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from llmtrain.config.axes import Axis, Interval, Space, space_of
 from llmtrain.config.options import conf_directory
 from llmtrain.config.origins import Origin, Origins
 from llmtrain.config.preflight import CommandLine, Given, Groups, expand, read_overrides
 from llmtrain.config.problems import Problem, is_valid, left_open, unheard_of, unresolvable, validate
 from llmtrain.config.root import TrainConfig
-from llmtrain.config.schema import Key, lookup, setting_at, settings
+from llmtrain.config.schema import Key, lookup, setting_at, settings, wanted
 from llmtrain.config.suggest import closest, did_you_mean
 from llmtrain.config.uncomposable import COMPOSITION_ERRORS, uncomposable
 from llmtrain.errors import ConfigError
+
+SEARCHES = ("tpe", "asha")
+"""The kinds of `sweep` that propose points."""
+MOST_CORNERS = 32
+"""Combinations of options and ends that are checked before a search begins; beyond them, one axis at a time."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,48 @@ def load_sweep(
     if problems:
         raise ConfigError(list(dict.fromkeys(map(str, problems))))
     return [(point, checked.good()) for point, checked in zip(points, checks, strict=True)]
+
+
+def load_search(
+    overrides: list[str], config_dirs: Sequence[Path] = (), config_name: str = "train"
+) -> tuple[Space, list[tuple[list[str], TrainConfig]]] | None:
+    """What `sweep=tpe` or `asha` searches, with points that have every option and every end of an interval; None where
+    the sweep is a grid. Raises ConfigError, each problem once."""
+    composer = Composer(config_dirs, config_name)
+    space, problems = space_of(overrides, composer.groups(overrides))
+    shared = composer.check(list(space.fixed)).data
+    if lookup(shared, ("sweep", "kind")) not in SEARCHES:
+        return None
+    if not space.axes and not problems:
+        problems.append(Problem("sweep", "a search needs something to vary: KEY=A,B or KEY=interval(LOW,HIGH)"))
+    problems += [problem for axis in space.axes if (problem := _should_be_whole(axis, shared))]
+    if problems:
+        space = space.model_copy(update={"axes": ()})  # what is said of the others would be half the truth
+    points = [[*space.fixed, *point] for point in _corners(space)]
+    checks = [composer.check(point) for point in points]
+    problems += [problem for checked in checks for problem in checked.problems]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(map(str, problems))))
+    return space, [(point, checked.good()) for point, checked in zip(points, checks, strict=True)]
+
+
+def _should_be_whole(axis: Axis, data: dict[str, Any]) -> Problem | None:
+    if not isinstance(axis, Interval) or axis.whole or not (setting := setting_at(tuple(axis.key.split(".")), data)):
+        return None
+    if not wanted(setting.field).startswith("a whole number"):
+        return None
+    text = f"wants whole numbers; write int(interval({axis.low:g},{axis.high:g}))"
+    return Problem(axis.key, text, f"override '{axis.key}=interval({axis.low:g},{axis.high:g})'")
+
+
+def _corners(space: Space) -> list[tuple[str, ...]]:
+    """Points that have each axis's options and ends: all combinations where they are few, else one axis at a time."""
+    checks = [axis.checks for axis in space.axes]
+    if prod(map(len, checks)) <= MOST_CORNERS:
+        return list(product(*checks))
+    first = tuple(each[0] for each in checks)
+    others = [(*first[:i], one, *first[i + 1 :]) for i, each in enumerate(checks) for one in each[1:]]
+    return [first, *others]
 
 
 class Composer:

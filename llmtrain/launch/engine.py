@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from llmtrain.config.frozen import FrozenRun, thaw
 from llmtrain.config.infra import Infra
@@ -41,6 +41,8 @@ class Job:
     """Where it runs or ran."""
     reason: str = ""
     """Why it waits, or how it ended, in the engine's own words."""
+    code: int | None = None
+    """The exit code, of one that has ended, where the engine knows it."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,16 @@ class Engine(Protocol):
 
     def cancel(self, handles: Sequence[str]) -> None:
         """End the jobs; their runs save first where there is time. Nothing happens to those that have ended."""
+        ...
+
+
+@runtime_checkable
+class Finds(Protocol):
+    """An engine that can say what it holds of a submission that was killed before it said so. Others refuse a run that
+    they have, or start it again, and the run's own lock keeps two from computing it."""
+
+    def find(self, sweep: Path, runs: Sequence[Run]) -> dict[Path, str]:
+        """The handles of those `runs`, by their directories, that the engine has and that have not ended."""
         ...
 
 

@@ -18,6 +18,7 @@ from llmtrain.config.launch import AKSLaunch, LocalLaunch, RayLaunch, SlurmLaunc
 from llmtrain.config.model import Qwen3Model, SmolLM2Model
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.schema import variants
+from llmtrain.config.sweep import ASHASweep, GridSweep, TPESweep
 from llmtrain.config.trainer import PretrainTrainer
 from llmtrain.models import build
 from llmtrain.training import device, optim
@@ -35,6 +36,7 @@ NOT_HERE: dict[type[Settings], tuple[str, ...]] = {
     SmolLM2Model: ("name",),  # 135 M parameters: minutes a run
     Infra: ("hardware", "strategy", "offload"),  # plans, and runs of several ranks: tests/unit/plan, tests/e2e
     **{launch: tuple(launch.model_fields) for launch in (LocalLaunch, SlurmLaunch, RayLaunch, AKSLaunch)},  # launching
+    **{sweep: tuple(sweep.model_fields) for sweep in (GridSweep, TPESweep, ASHASweep)},  # tests/unit/launch
     MeasuredHardware: tuple(MeasuredHardware.model_fields),  # plans
     PublishedHardware: tuple(PublishedHardware.model_fields),  # plans
 }

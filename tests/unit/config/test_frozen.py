@@ -31,6 +31,9 @@ CONFIG_BEFORE = {
     "trainer.decay_share": 0.2,
     "trainer.optimizer": "adamw",
     "trainer.muon_momentum": 0.95,
+    "sweep.kind": "grid",
+    "sweep.metric": "validation/loss",
+    "sweep.direction": "min",
 }
 RESOLVED_BEFORE = ("chats_path", "chats_sha256", "parent_shape_sha256", "teacher_path", "teacher_weights_sha256")
 BEFORE = {f"config.{name}": value for name, value in CONFIG_BEFORE.items()}

@@ -61,7 +61,11 @@ def test_problems_of_all_points_are_told_once():
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
-        ("trainer.lr=interval(0,1)", "an interval has no points to try; write choice(...) or range(...)"),
+        (
+            "trainer.lr=interval(0,1)",
+            "a grid cannot try every number of an interval; write choice(...) or range(...), "
+            "or search it: sweep=tpe or sweep=asha",
+        ),
         ("model=glob(gpt*)", "the sweep has no values"),
         ("trainer.seed=range(3,0)", "the sweep has no values"),
     ],
