@@ -81,11 +81,16 @@ def load_sweep(
 
 
 class Composer:
-    """Hydra's loader over the shipped options and the user's; raises ConfigError where a directory does not exist."""
+    """Hydra's loader over the shipped options and the user's; raises ConfigError where a directory does not exist.
 
-    def __init__(self, config_dirs: Sequence[Path] = (), config_name: str = "train") -> None:
+    `shipped` is read instead of `conf_directory()`: conf/ as it was in another revision.
+    """
+
+    def __init__(
+        self, config_dirs: Sequence[Path] = (), config_name: str = "train", shipped: Path | None = None
+    ) -> None:
         version.setbase("1.3")
-        search_path = create_config_search_path(str(conf_directory()))
+        search_path = create_config_search_path(str(shipped or conf_directory()))
         for directory in config_dirs:
             if not directory.is_dir():
                 raise ConfigError([f"--config-dir {directory}: no such directory"])
