@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 30
 def main(file: str) -> int:
     """Post or renew the thread; the exit code says whether the label is missing."""
     content = Path(file).read_text()
-    second = (content.splitlines() + ["", ""])[1]
+    second = [*content.splitlines(), "", ""][1]
     wanted = re.fullmatch(r"<!-- needs the label ([\w-]+) -->", second)
     labels: list[str] = []
     try:

@@ -25,11 +25,11 @@ USAGE = """llmtrain diff [FLAG] RUN RUN
 llmtrain diff [FLAG] A..B [GROUP=OPTION] [KEY=VALUE] ...
 llmtrain diff [FLAG] [GROUP=OPTION] [KEY=VALUE] ... -- [GROUP=OPTION] [KEY=VALUE] ...
 
-  llmtrain diff outputs/smoke/A outputs/smoke/B        two runs, by their directories
-  llmtrain diff main..HEAD experiment=smoke            conf/ in two revisions of the git repository that you are in, under
-                                                       the same overrides; 'main..' is main and the working tree,
-                                                       'main...HEAD' begins where HEAD left main
-  llmtrain diff trainer.lr=1e-3 -- trainer.lr=3e-3     two command lines, as for `llmtrain train`
+  llmtrain diff outputs/smoke/A outputs/smoke/B      two runs, by their directories
+  llmtrain diff main..HEAD experiment=smoke          conf/ in two revisions of the git repository around you, under the
+                                                     same overrides; 'main..' is main and the working tree,
+                                                     'main...HEAD' begins where HEAD left main
+  llmtrain diff trainer.lr=1e-3 -- trainer.lr=3e-3   two command lines, as for `llmtrain train`
 
 Ends with 0 whether or not something differs.
 """

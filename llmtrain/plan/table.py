@@ -58,7 +58,7 @@ def figures(plan: Plan) -> dict[str, str]:
         "memory": memory + ("" if plan.fits else ": does NOT fit"),
         "time a step": f"{plan.seconds_per_step:.3g} s",
         "time in all": _duration(plan.eta_seconds) if plan.eta_seconds else "-",
-        "cost": _cost(plan.cost_usd),
+        "cost": _cost(plan.cost_usd) if plan.cost_usd is None or plan.cost_usd >= 0.01 else "under $0.01",
     }
 
 
@@ -107,6 +107,8 @@ def _count(value: int | None, unit: str) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"
+    if seconds < 1:
+        return "under 1 s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
