@@ -13,7 +13,7 @@ from llmtrain.config.base import Changes, NameOf, Settings
 from llmtrain.config.compose import Checked
 from llmtrain.config.frozen import SCHEMA_VERSION, FrozenRun, Resolved, with_what_came_later
 from llmtrain.config.origins import Origins
-from llmtrain.config.problems import is_valid
+from llmtrain.config.problems import Problem, is_valid
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.schema import Key, exists_in, settings
 from llmtrain.errors import UserError
@@ -94,12 +94,12 @@ def composed(name: str, checked: Checked, tree: str = "") -> Side:
 
     Where conf/ is of an older schema, what that lacks does what was done before. Raises UserError where it is wrong.
     """
-    config = checked.config
-    if config is None or checked.problems:
-        config = _of_an_older_schema(checked)
+    config, wrong = checked.config, checked.problems
+    if config is None or wrong:
+        config, wrong = _of_an_older_schema(checked)
     if config is None:
-        problems = "\n".join(f"  {problem}".replace(f"{tree}/", "") for problem in checked.problems)
-        count = "1 problem" if len(checked.problems) == 1 else f"{len(checked.problems)} problems"
+        problems = "\n".join(f"  {problem}".replace(f"{tree}/", "") for problem in wrong)
+        count = "1 problem" if len(wrong) == 1 else f"{len(wrong)} problems"
         raise UserError(
             f"{name}: {count}; settings that this llmtrain does not know belong to another version of it:\n{problems}"
         )
@@ -117,21 +117,22 @@ def of_run(name: str, run: FrozenRun) -> Side:
     return Side(name, run.config, lambda key: None, run)
 
 
-def _of_an_older_schema(checked: Checked) -> TrainConfig | None:
-    """The config, if all that is wrong with it is what later schemas added."""
+def _of_an_older_schema(checked: Checked) -> tuple[TrainConfig | None, list[Problem]]:
+    """The config, if all that is wrong with it is what later schemas added; else None, and what else is wrong."""
     first = checked.data.get("schema_version")
     if not isinstance(first, int) or first > SCHEMA_VERSION:
-        return None
+        return None, checked.problems
     data = with_what_came_later(checked.data, first)
     before, after = (
         {setting.key for setting in settings() if exists_in(setting, one) and _has(one, setting.key)}
         for one in (checked.data, data)
     )
-    filled = {".".join(key[:depth]) for key in after - before for depth in range(1, len(key) + 1)} | {"schema_version"}
-    still_wrong = [problem for problem in checked.problems if problem.key not in filled]
-    if still_wrong or after & set(checked.open_keys) or not is_valid(data):
-        return None
-    return TrainConfig.model_validate_json(json.dumps(data, default=str))
+    added = after - before - set(checked.open_keys)  # what is left at ??? is the user's to give
+    filled = {".".join(key[:depth]) for key in added for depth in range(1, len(key) + 1)} | {"schema_version"}
+    wrong = [problem for problem in checked.problems if problem.key not in filled]
+    if wrong or not is_valid(data):
+        return None, wrong or checked.problems
+    return TrainConfig.model_validate_json(json.dumps(data, default=str)), []
 
 
 def _has(data: Any, key: Key) -> bool:

@@ -136,14 +136,16 @@ def test_conf_of_an_older_schema_does_what_it_did(tmp_path: Path, side):
         "infra.attention": ("auto", "sdpa"),
     }
     with pytest.raises(
-        UserError, match=r"old: 2 problems[\s\S]*trainer.lrr: no such setting; did you mean 'trainer.lr'"
+        UserError, match=r"old: 1 problem;[\s\S]*trainer.lrr: no such setting; did you mean 'trainer.lr'"
     ):
         at(conf, "trainer.lrr=3")
 
 
 def test_conf_that_this_version_cannot_read_says_which_settings(tmp_path: Path):
     conf = old_conf(tmp_path, "schedule: weight_decay:")
-    with pytest.raises(UserError, match=r"settings that this llmtrain does not know[\s\S]*trainer.weight_decay"):
+    with pytest.raises(
+        UserError, match=r"1 problem; settings that this llmtrain does not know[\s\S]*trainer.weight_decay"
+    ):
         at(conf)
 
 
