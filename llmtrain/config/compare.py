@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
 from llmtrain.config.base import Changes, NameOf, Settings
-from llmtrain.config.compose import Checked
+from llmtrain.config.compose import Checked, plain
 from llmtrain.config.frozen import SCHEMA_VERSION, FrozenRun, Resolved, with_what_came_later
 from llmtrain.config.origins import Origins
 from llmtrain.config.problems import Problem, is_valid
 from llmtrain.config.root import TrainConfig
-from llmtrain.config.schema import Key, exists_in, settings
+from llmtrain.config.schema import Key
 from llmtrain.errors import UserError
 
 RESOLVED = {
@@ -118,29 +118,29 @@ def of_run(name: str, run: FrozenRun) -> Side:
 
 
 def _of_an_older_schema(checked: Checked) -> tuple[TrainConfig | None, list[Problem]]:
-    """The config, if all that is wrong with it is what later schemas added; else None, and what else is wrong."""
-    first = checked.data.get("schema_version")
-    if not isinstance(first, int) or first > SCHEMA_VERSION:
+    """The config, if all that is wrong with it is what later schemas changed; else None, and what else is wrong."""
+    if checked.composed is None:
         return None, checked.problems
-    data = with_what_came_later(checked.data, first)
-    before, after = (
-        {setting.key for setting in settings() if exists_in(setting, one) and _has(one, setting.key)}
-        for one in (checked.data, data)
-    )
-    added = after - before - set(checked.open_keys)  # what is left at ??? is the user's to give
-    filled = {".".join(key[:depth]) for key in added for depth in range(1, len(key) + 1)} | {"schema_version"}
-    wrong = [problem for problem in checked.problems if problem.key not in filled]
-    if wrong or not is_valid(data):
+    data, open_keys, _ = plain(checked.composed)  # `checked.data` has been mended to find more problems
+    version = data.get("schema_version")
+    if not isinstance(version, int) or version >= SCHEMA_VERSION:
+        return None, checked.problems
+    later = with_what_came_later(data, version + 1)
+    moved = (_paths(data) ^ _paths(later)) - {".".join(key) for key in open_keys} | {"schema_version"}
+    wrong = [one for one in checked.problems if one.key not in moved or (one.place or "").startswith("override")]
+    if wrong or not is_valid(later):
         return None, wrong or checked.problems
-    return TrainConfig.model_validate_json(json.dumps(data, default=str)), []
+    return TrainConfig.model_validate_json(json.dumps(later, default=str)), []
 
 
-def _has(data: Any, key: Key) -> bool:
-    for part in key:
-        if not isinstance(data, dict) or part not in data:
-            return False
-        data = data[part]
-    return True
+def _paths(data: dict[str, Any], prefix: str = "") -> set[str]:
+    """The dotted name of every entry, groups included."""
+    found = set()
+    for name, value in data.items():
+        found.add(prefix + name)
+        if isinstance(value, dict):
+            found |= _paths(value, f"{prefix}{name}.")
+    return found
 
 
 def compare(before: Side, after: Side) -> Comparison:

@@ -114,10 +114,10 @@ class Composer:
             problems.append(Problem(group, text, f"the defaults list of {self.config_name}.yaml"))
         if composed is None:
             return Checked(None, problems, None, {}, [], origins)
-        data, open_keys, unresolved = _plain(composed)
+        data, open_keys, unresolved = plain(composed)
         if open_keys or not is_valid(data):
             _drop_what_the_old_kind_had(composed, origins(), [path for path, _ in merged])
-            data, open_keys, unresolved = _plain(composed)
+            data, open_keys, unresolved = plain(composed)
         for one in given:
             if one.adds and any(origin.file for origin in origins().chains.get(one.key, [])):
                 text = f"has a value already; write '{one.line.removeprefix('+')}' without '+'"
@@ -250,7 +250,7 @@ def _drop_what_the_old_kind_had(composed: DictConfig, origins: Origins, merged: 
                 del parent[setting.key[-1]]
 
 
-def _plain(composed: DictConfig) -> tuple[dict[str, Any], list[Key], list[tuple[Key, Exception]]]:
+def plain(composed: DictConfig) -> tuple[dict[str, Any], list[Key], list[tuple[Key, Exception]]]:
     """What was composed, resolved to plain data; the keys left at `???`; those that do not resolve, and why."""
     HydraConfig.instance().set_config(composed)
     open_keys: list[Key] = []

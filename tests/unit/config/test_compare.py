@@ -141,6 +141,16 @@ def test_conf_of_an_older_schema_does_what_it_did(tmp_path: Path, side):
         at(conf, "trainer.lrr=3")
 
 
+def test_an_override_that_an_older_conf_does_not_know_is_told(tmp_path: Path):
+    conf = old_conf(tmp_path, "schedule:")
+    train = conf / "train.yaml"
+    train.write_text(train.read_text().replace("  - adapter: none\n", ""))
+    shutil.rmtree(conf / "adapter")
+    assert at(conf).config.adapter.kind == "none"
+    with pytest.raises(UserError, match="adapter"):
+        at(conf, "adapter=lora")
+
+
 def test_conf_that_this_version_cannot_read_says_which_settings(tmp_path: Path):
     conf = old_conf(tmp_path, "schedule: weight_decay:")
     with pytest.raises(
