@@ -125,7 +125,10 @@ def _of_an_older_schema(checked: Checked) -> tuple[TrainConfig | None, list[Prob
     version = data.get("schema_version")
     if not isinstance(version, int) or version >= SCHEMA_VERSION:
         return None, checked.problems
-    later = with_what_came_later(data, version + 1)
+    try:
+        later = with_what_came_later(data, version + 1)
+    except (AttributeError, KeyError, TypeError):  # an override put something else where a group belongs
+        return None, checked.problems
     moved = (_paths(data) ^ _paths(later)) - {".".join(key) for key in open_keys} | {"schema_version"}
     wrong = [one for one in checked.problems if one.key not in moved or (one.place or "").startswith("override")]
     if wrong or not is_valid(later):
