@@ -136,16 +136,22 @@ class Composer:
     """Hydra's loader over the shipped options and the user's; raises ConfigError where a directory does not exist.
 
     With `files_stay`, what a choice of options composes to is kept, so that points of a sweep that differ in values
-    only read the files once; for as long as no file changes.
+    only read the files once; for as long as no file changes. `shipped` is read instead of `conf_directory()`: conf/ as
+    it was in another revision.
     """
 
     def __init__(
-        self, config_dirs: Sequence[Path] = (), config_name: str = "train", *, files_stay: bool = False
+        self,
+        config_dirs: Sequence[Path] = (),
+        config_name: str = "train",
+        shipped: Path | None = None,
+        *,
+        files_stay: bool = False,
     ) -> None:
         self._kept: dict[tuple[str, ...], tuple[DictConfig, list[tuple[Path, Key]]]] | None = {} if files_stay else None
         self._kept_groups: dict[tuple[str, ...], Groups] = {}
         version.setbase("1.3")
-        search_path = create_config_search_path(str(conf_directory()))
+        search_path = create_config_search_path(str(shipped or conf_directory()))
         for directory in config_dirs:
             if not directory.is_dir():
                 raise ConfigError([f"--config-dir {directory}: no such directory"])
@@ -169,10 +175,10 @@ class Composer:
             problems.append(Problem(group, text, f"the defaults list of {self.config_name}.yaml"))
         if composed is None:
             return Checked(None, problems, None, {}, [], origins)
-        data, open_keys, unresolved = _plain(composed)
+        data, open_keys, unresolved = plain(composed)
         if open_keys or not is_valid(data):
             _drop_what_the_old_kind_had(composed, origins(), [path for path, _ in merged])
-            data, open_keys, unresolved = _plain(composed)
+            data, open_keys, unresolved = plain(composed)
         for one in given:
             if one.adds and any(origin.file for origin in origins().chains.get(one.key, [])):
                 text = f"has a value already; write '{one.line.removeprefix('+')}' without '+'"
@@ -324,7 +330,7 @@ def _drop_what_the_old_kind_had(composed: DictConfig, origins: Origins, merged: 
                 del parent[setting.key[-1]]
 
 
-def _plain(composed: DictConfig) -> tuple[dict[str, Any], list[Key], list[tuple[Key, Exception]]]:
+def plain(composed: DictConfig) -> tuple[dict[str, Any], list[Key], list[tuple[Key, Exception]]]:
     """What was composed, resolved to plain data; the keys left at `???`; those that do not resolve, and why."""
     HydraConfig.instance().set_config(composed)
     open_keys: list[Key] = []
