@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 from llmtrain.config.frozen import FrozenRun, thaw
 from llmtrain.config.infra import Infra
 from llmtrain.config.launch import AKSLaunch, LocalLaunch, RayLaunch, SlurmLaunch
+from llmtrain.errors import UserError
 
 CONFIG = "config.json"
 
@@ -104,8 +105,10 @@ def engine_of(launch: AnyLaunch) -> Engine:
 
             return RayEngine(launch)
         case AKSLaunch():
-            from llmtrain.launch.aks import AKSEngine
-
+            try:
+                from llmtrain.launch.aks import AKSEngine
+            except ModuleNotFoundError as error:
+                raise UserError(f"infra=aks needs the package {error.name}: pip install 'llmtrain[aks]'") from error
             return AKSEngine(launch)
 
 
