@@ -31,9 +31,6 @@ CONFIG_BEFORE = {
     "trainer.decay_share": 0.2,
     "trainer.optimizer": "adamw",
     "trainer.muon_momentum": 0.95,
-    "sweep.kind": "grid",
-    "sweep.metric": "validation/loss",
-    "sweep.direction": "min",
 }
 RESOLVED_BEFORE = ("chats_path", "chats_sha256", "parent_shape_sha256", "teacher_path", "teacher_weights_sha256")
 BEFORE = {f"config.{name}": value for name, value in CONFIG_BEFORE.items()}
@@ -47,7 +44,8 @@ BEFORE_DPO = {f"config.trainer.{name}": value for name, value in {
 BEFORE_4 = {f"config.{name}": value for name, value in {
     "infra.launch.kind": "local", "infra.launch.parallel": 1, "infra.launch.restarts": 3, "environment.name": "dev",
     "environment.outputs_dir": "outputs", "environment.tracking_uri": None, "environment.committed_code": False,
-    "environment.force": True, "environment.device_hours": None}.items()}  # fmt: skip
+    "environment.force": True, "environment.device_hours": None, "sweep.kind": "grid",
+    "sweep.metric": "validation/loss", "sweep.direction": "min"}.items()}  # fmt: skip
 """What was done before schema 4 could say otherwise."""
 
 
