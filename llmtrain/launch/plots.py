@@ -63,7 +63,15 @@ def _parallel(settings: "Sequence[Setting]", varied: list[str], sweep: GridSweep
         axes.axvline(column, color="0.6", linewidth=0.8)
         for height, text in ticks:
             box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-            axes.annotate(text, (column, height), (4, 0), textcoords="offset points", fontsize=7, va="center", bbox=box)
+            axes.annotate(
+                text,
+                (column, height),
+                textcoords="offset points",
+                xytext=(4, 0),
+                fontsize=7,
+                va="center",
+                bbox=box,
+            )
     axes.set_xticks(range(len(columns)), [*varied, sweep.metric], fontsize=8)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
