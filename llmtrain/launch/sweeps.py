@@ -100,6 +100,8 @@ class SweepDirectory:
 
     def __init__(self, outputs: Path, sweep_id: str) -> None:
         self.outputs, self.path = outputs, outputs / SWEEPS / sweep_id
+        self._handles: dict[str, str] = {}
+        self._read = 0
 
     def write(self, sweep: Sweep) -> None:
         """Keep `sweep`, but for one that is there already."""
@@ -142,8 +144,16 @@ class SweepDirectory:
         append_line(self.path / JOBS, json.dumps({"run": run, "handle": handle, "time_utc": now}))
 
     def handles(self) -> dict[str, str]:
-        """The newest handle of each run, by its directory."""
-        return {line["run"]: line["handle"] for line in whole_lines(self.path / JOBS)}
+        """The newest handle of each run, by its directory; what was read before is not read again."""
+        path = self.path / JOBS
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(self._read)
+                added = file.read()
+            whole = added[: added.rfind(b"\n") + 1]  # a line that a crash cut short counts as none
+            self._handles |= {line["run"]: line["handle"] for line in map(json.loads, whole.splitlines())}
+            self._read += len(whole)
+        return dict(self._handles)
 
 
 def append_line(path: Path, line: str) -> None:
