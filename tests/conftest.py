@@ -12,6 +12,8 @@ ALLOWED_SKIPS = ("needs ../shared", "needs CUDA", "needs the right to mount")
 LONGEST = "tests/e2e/"
 TOGETHER = ("tests/e2e/", "tests/conf/", "tests/faults/")
 """Directories whose files share a fixture that takes long: they go to one worker, which makes it once."""
+ALONE = tuple(f"tests/e2e/test_{name}.py" for name in ("slurm", "ray", "sweeps", "detached", "ranks", "bench"))
+"""Those that do not share it."""
 
 os.environ |= {"COMET_DISABLE_AUTO_LOGGING": "1", "COMET_ERROR_TRACKING_ENABLE": "false"}  # TRL imports it too
 
@@ -29,9 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Together(LoadScopeScheduling):
-    """A file's tests go to one worker, and those of a directory in `TOGETHER` too."""
+    """A file's tests go to one worker, and those of a directory in `TOGETHER` too, but for files that are `ALONE`."""
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(ALONE):
+            return nodeid.partition("::")[0]
         return next((place for place in TOGETHER if nodeid.startswith(place)), nodeid.partition("::")[0])
 
 

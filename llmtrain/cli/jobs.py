@@ -7,7 +7,8 @@ from pathlib import Path
 
 from llmtrain.cli import UsageError, exits
 from llmtrain.cli.flags import Flag, listing, parse
-from llmtrain.errors import RunFailed, UserError
+from llmtrain.errors import RunFailed, TryAgain, UserError
+from llmtrain.launch.search import SearchDirectory, in_words
 from llmtrain.launch.status import ENDED, Status, cancel, statuses
 from llmtrain.launch.sweeps import SweepDirectory, all_sweeps
 
@@ -20,11 +21,13 @@ FLAGS = [
 USAGE = """llmtrain jobs [FLAG] [SWEEP [RUN]]           every sweep; one sweep's runs
 llmtrain jobs logs [-f] SWEEP [RUN]          what a run prints; without RUN, of the only one
 llmtrain jobs wait SWEEP                     until all have ended; the exit code is 3 where a run has failed
-llmtrain jobs cancel SWEEP [RUN]             end the jobs; runs save first
+llmtrain jobs cancel SWEEP [RUN]             end the jobs, or a whole search; runs save first
+llmtrain jobs resume SWEEP                   go on with a search that was stopped, or whose controller has gone
+llmtrain jobs collect SWEEP                  table, plots, and the best point as an experiment file
 
 SWEEP is the id that the submission printed (or its first digits), RUN a run's id or number in the list.
 """
-VERBS = ("logs", "wait", "cancel")
+VERBS = ("logs", "wait", "cancel", "resume", "collect")
 POLL_S = 1.0
 
 
@@ -53,10 +56,36 @@ def main(argv: list[str] | None = None) -> int:
         case "wait":
             return _wait(place)
         case "cancel":
-            chosen = _chosen(place, words[1:])
-            cancel(place, chosen)
-            print(f"{sum(status.state not in ENDED for status in chosen)} told to stop")
+            _cancel(place, words[1:])
+        case "resume":
+            _resume(place)
+        case "collect":
+            from llmtrain.launch.collect import collect
+
+            print(collect(place))
     return 0
+
+
+def _cancel(place: SweepDirectory, words: list[str]) -> None:
+    search = SearchDirectory(place)
+    if search.exists and not words:
+        search.stop.touch()  # a controller would take what has ended for a verdict, and propose the next
+        if search.searching:
+            print("the search is told to stop, and its runs to save")
+            return
+    chosen = _chosen(place, words)
+    cancel(place, chosen)
+    print(f"{sum(status.state not in ENDED for status in chosen)} told to stop")
+
+
+def _resume(place: SweepDirectory) -> None:
+    search = SearchDirectory(place)
+    if not search.exists:
+        raise UserError(f"{place.path.name} is a grid: the command that submitted it submits what has not ended well")
+    from llmtrain.launch.searching import start_controller
+
+    start_controller(search)
+    print(in_words(search))
 
 
 def _sweep(outputs: Path, name: str) -> SweepDirectory:
@@ -90,6 +119,8 @@ def _list_sweeps(outputs: Path, as_json: bool) -> int:
             {"sweep": sweep.sweep_id, "engine": sweep.engine, "created_at_utc": sweep.created_at_utc, **counts}
         )
         words = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+        if (search := SearchDirectory(place)).exists:
+            words = f"{in_words(search)}; {words}"
         lines.append(f"{sweep.sweep_id}  {sweep.engine:6} {sweep.created_at_utc[:16]}  {words}")
     if as_json:
         print(json.dumps(found, indent=2))
@@ -104,6 +135,8 @@ def _show(found: list[Status], place: SweepDirectory, as_json: bool) -> None:
     if as_json:
         print(json.dumps([_as_data(status) for status in found], indent=2))
         return
+    if (search := SearchDirectory(place)).exists:
+        print(in_words(search))
     varied = place.read().varied
     rows = [["", "run", "state", "tokens", "loss", "ETA", "node", "job", *varied]]
     for number, status in enumerate(found, 1):
@@ -125,6 +158,9 @@ def _show(found: list[Status], place: SweepDirectory, as_json: bool) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for point in place.begun().values():
+        if point.verdict == "failed":
+            print(f"point {point.number}, {' '.join(point.overrides)}: failed: {point.reason}")
 
 
 def _as_data(status: Status) -> dict[str, object]:
@@ -170,20 +206,26 @@ def _logs(place: SweepDirectory, words: list[str], follow: bool) -> int:
 
 
 def _wait(place: SweepDirectory) -> int:
-    """Until every run's job has ended; a line each time that something has changed."""
-    before = ""
+    """Until every run's job has ended, and the search that proposes them; a line each time that something changes."""
+    before, search = "", SearchDirectory(place)
     while True:
+        searching = search.exists and search.searching
         found = statuses(place)
-        left = [status for status in found if status.state not in ENDED]
+        left = [status for status in found if status.state not in ENDED and (status.handle or searching)]
         line = f"{len(found) - len(left)} of {len(found)} have ended" + "".join(
             f"; {status.directory.name} {status.state} at {status.tokens:,} tokens" for status in left[:4]
         )
         if line != before:
             print(line, flush=True)
             before = line
-        if not left:
-            bad = [status for status in found if status.state != "finished"]
-            for status in bad:
-                print(f"{status.directory} {status.state}: {status.job.reason}", file=sys.stderr)
-            return RunFailed.exit_code if bad else 0
+        if not left and not searching:
+            break
         time.sleep(POLL_S)
+    if search.exists:
+        print(in_words(search))
+        if (state := search.state()) is None or not state.ended:
+            return TryAgain.exit_code
+    bad = [status for status in found if status.state not in ("finished", "pruned")]
+    for status in bad:
+        print(f"{status.directory} {status.state}: {status.job.reason}", file=sys.stderr)
+    return RunFailed.exit_code if bad else 0

@@ -12,8 +12,10 @@ COMMANDS = {
     "check": "validate every option and experiment, or one command line, without running it",
     "explain": "what a setting means, what it may be, and which file or override set it",
     "models": "list the registered models, show one, check its files",
+    "diff": "what differs between two runs, two revisions of conf/ or two command lines, and what it changes",
     "plan": "memory, time, energy and cost of a command line, before anything is launched",
-    "jobs": "list what was submitted, follow its logs, wait for it, cancel it",
+    "jobs": "list what was submitted, follow its logs, wait for it, cancel it, compare its results",
+    "rerun": "a run once more, from its directory alone, and whether the result is bit-equal",
     "doctor": "why a run is slow or sick, and the override that helps",
     "demo": "the whole flow on two CPU cores, in a few minutes",
 }

@@ -4,6 +4,7 @@ Exit codes are those of `llmtrain.errors`. A sweep (`-m`) goes on past a point t
 of its points: 3 (a run failed) before 2 (the user's mistake). It stops where the machine stops it: Ctrl-C (130), and
 75 for a signal to end or a full disk; the same command goes on from there, because finished runs are not run again.
 With `infra=slurm|ray|aks`, or `--detach`, runs are submitted and the command returns: `llmtrain jobs` follows them.
+So it does with `sweep=tpe|asha`, whose points a process of its own proposes.
 """
 
 import gc
@@ -21,6 +22,7 @@ from llmtrain.config.options import conf_directory, description, options
 from llmtrain.errors import Interrupted, LLMTrainError, TryAgain
 
 if TYPE_CHECKING:
+    from llmtrain.config.axes import Space
     from llmtrain.config.root import TrainConfig
 
 FLAGS = [
@@ -151,12 +153,16 @@ def _nothing(config: Any) -> None:
 def _run(flags: dict[str, str], overrides: list[str], directories: list[Path]) -> int:
     name = flags.get("--config-name", "train")
     with _quick_start():
-        from llmtrain.config.compose import load_config, load_sweep
+        from llmtrain.config.compose import load_config, load_search, load_sweep
 
+        if "--multirun" in flags and (found := load_search(overrides, directories, name)):
+            return _search(flags, *found, directories, name)
         if "--multirun" in flags:
             points = load_sweep(overrides, directories, name)
         else:
             points = [(overrides, load_config(overrides, directories, name))]
+    if (kind := points[0][1].sweep.kind) != "grid":
+        raise UsageError(f"sweep={kind} proposes points: add -m, and what to vary: KEY=interval(LOW,HIGH) or KEY=A,B")
     if "--detach" in flags or "--dry-run" in flags or points[0][1].infra.launch.kind != "local":
         from llmtrain.launch.submit import submit
 
@@ -189,6 +195,29 @@ def _run(flags: dict[str, str], overrides: list[str], directories: list[Path]) -
     for header, code in failures:
         print(f"failed with exit code {code}: {header}", file=sys.stderr)
     return max((code for _, code in failures), default=0)
+
+
+def _search(
+    flags: dict[str, str],
+    space: "Space",
+    points: "list[tuple[list[str], TrainConfig]]",
+    directories: list[Path],
+    name: str,
+) -> int:
+    """Leave a search to its controller."""
+    if "--again" in flags:
+        raise UsageError("--again goes with runs and grids; another sweep.seed makes another search")
+    from llmtrain.launch.searching import submit_search
+
+    submit_search(
+        space,
+        points,
+        config_dirs=directories,
+        config_name=name,
+        force="--force" in flags,
+        dry_run="--dry-run" in flags,
+    )
+    return 0
 
 
 def base_of(config: "TrainConfig", directories: list[Path], name: str) -> "Callable[[], TrainConfig]":

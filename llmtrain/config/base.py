@@ -37,6 +37,15 @@ class Added:
     before: Any
 
 
+@dataclass(frozen=True)
+class NameOf:
+    """In the annotation of a field that names what lies outside the config, a file or a model: what changes when that
+    changes. The run id has the hash of the content, not the name: another name is another run only where another
+    content is behind it."""
+
+    changes: Changes
+
+
 class Settings(BaseModel):
     """A group of settings: unknown keys refused, frozen, no silent conversion of types, no infinity."""
 

@@ -2,8 +2,11 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +19,26 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from llmtrain.config.axes import Axis, Interval, Space, space_of
 from llmtrain.config.options import conf_directory
 from llmtrain.config.origins import Origin, Origins
 from llmtrain.config.preflight import CommandLine, Given, Groups, expand, read_overrides
 from llmtrain.config.problems import Problem, is_valid, left_open, unheard_of, unresolvable, validate
 from llmtrain.config.root import TrainConfig
-from llmtrain.config.schema import Key, lookup, setting_at, settings
+from llmtrain.config.schema import Key, lookup, setting_at, settings, wanted
 from llmtrain.config.suggest import closest, did_you_mean
 from llmtrain.config.uncomposable import COMPOSITION_ERRORS, uncomposable
 from llmtrain.errors import ConfigError
+
+SEARCHES = ("tpe", "asha")
+"""The kinds of `sweep` that propose points."""
+MOST_CORNERS = 32
+"""Combinations of options and ends that are checked before a search begins; beyond them, one axis at a time."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ def load_sweep(
     overrides: list[str], config_dirs: Sequence[Path] = (), config_name: str = "train"
 ) -> list[tuple[list[str], TrainConfig]]:
     """The overrides and the config of each run that `-m` asks for. Raises ConfigError, each problem once."""
-    composer = Composer(config_dirs, config_name)
+    composer = Composer(config_dirs, config_name, files_stay=True)
     points, problems = expand(overrides, composer.groups(overrides))
     checks = [composer.check(point) for point in points]
     problems += [problem for checked in checks for problem in checked.problems]
@@ -80,12 +90,68 @@ def load_sweep(
     return [(point, checked.good()) for point, checked in zip(points, checks, strict=True)]
 
 
-class Composer:
-    """Hydra's loader over the shipped options and the user's; raises ConfigError where a directory does not exist."""
+def load_search(
+    overrides: list[str], config_dirs: Sequence[Path] = (), config_name: str = "train"
+) -> tuple[Space, list[tuple[list[str], TrainConfig]]] | None:
+    """What `sweep=tpe` or `asha` searches, with points that have every option and every end of an interval; None where
+    the sweep is a grid. Raises ConfigError, each problem once."""
+    composer = Composer(config_dirs, config_name)
+    space, problems = space_of(overrides, composer.groups(overrides))
+    shared = composer.check(list(space.fixed)).data
+    if lookup(shared, ("sweep", "kind")) not in SEARCHES:
+        return None
+    if not space.axes and not problems:
+        problems.append(Problem("sweep", "a search needs something to vary: KEY=A,B or KEY=interval(LOW,HIGH)"))
+    problems += [problem for axis in space.axes if (problem := _should_be_whole(axis, shared))]
+    if problems:
+        space = space.model_copy(update={"axes": ()})  # what is said of the others would be half the truth
+    points = [[*space.fixed, *point] for point in _corners(space)]
+    checks = [composer.check(point) for point in points]
+    problems += [problem for checked in checks for problem in checked.problems]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(map(str, problems))))
+    return space, [(point, checked.good()) for point, checked in zip(points, checks, strict=True)]
 
-    def __init__(self, config_dirs: Sequence[Path] = (), config_name: str = "train") -> None:
+
+def _should_be_whole(axis: Axis, data: dict[str, Any]) -> Problem | None:
+    if not isinstance(axis, Interval) or axis.whole or not (setting := setting_at(tuple(axis.key.split(".")), data)):
+        return None
+    if not wanted(setting.field).startswith("a whole number"):
+        return None
+    text = f"wants whole numbers; write int(interval({axis.low:g},{axis.high:g}))"
+    return Problem(axis.key, text, f"override '{axis.key}=interval({axis.low:g},{axis.high:g})'")
+
+
+def _corners(space: Space) -> list[tuple[str, ...]]:
+    """Points that have each axis's options and ends: all combinations where they are few, else one axis at a time."""
+    checks = [axis.checks for axis in space.axes]
+    if prod(map(len, checks)) <= MOST_CORNERS:
+        return list(product(*checks))
+    first = tuple(each[0] for each in checks)
+    others = [(*first[:i], one, *first[i + 1 :]) for i, each in enumerate(checks) for one in each[1:]]
+    return [first, *others]
+
+
+class Composer:
+    """Hydra's loader over the shipped options and the user's; raises ConfigError where a directory does not exist.
+
+    With `files_stay`, what a choice of options composes to is kept, so that points of a sweep that differ in values
+    only read the files once; for as long as no file changes. `shipped` is read instead of `conf_directory()`: conf/ as
+    it was in another revision.
+    """
+
+    def __init__(
+        self,
+        config_dirs: Sequence[Path] = (),
+        config_name: str = "train",
+        shipped: Path | None = None,
+        *,
+        files_stay: bool = False,
+    ) -> None:
+        self._kept: dict[tuple[str, ...], tuple[DictConfig, list[tuple[Path, Key]]]] | None = {} if files_stay else None
+        self._kept_groups: dict[tuple[str, ...], Groups] = {}
         version.setbase("1.3")
-        search_path = create_config_search_path(str(conf_directory()))
+        search_path = create_config_search_path(str(shipped or conf_directory()))
         for directory in config_dirs:
             if not directory.is_dir():
                 raise ConfigError([f"--config-dir {directory}: no such directory"])
@@ -109,10 +175,10 @@ class Composer:
             problems.append(Problem(group, text, f"the defaults list of {self.config_name}.yaml"))
         if composed is None:
             return Checked(None, problems, None, {}, [], origins)
-        data, open_keys, unresolved = _plain(composed)
+        data, open_keys, unresolved = plain(composed)
         if open_keys or not is_valid(data):
             _drop_what_the_old_kind_had(composed, origins(), [path for path, _ in merged])
-            data, open_keys, unresolved = _plain(composed)
+            data, open_keys, unresolved = plain(composed)
         for one in given:
             if one.adds and any(origin.file for origin in origins().chains.get(one.key, [])):
                 text = f"has a value already; write '{one.line.removeprefix('+')}' without '+'"
@@ -134,6 +200,13 @@ class Composer:
         Raises ConfigError where the search path or the defaults list cannot be read.
         """
         searchpath = [line for line in lines if line.lstrip("+").startswith("hydra.searchpath=")]
+        if self._kept is None:
+            return self._groups(searchpath)
+        if tuple(searchpath) not in self._kept_groups:
+            self._kept_groups[tuple(searchpath)] = self._groups(searchpath)
+        return self._kept_groups[tuple(searchpath)]
+
+    def _groups(self, searchpath: list[str]) -> Groups:
         try:
             with warnings.catch_warnings(action="error"):  # how Hydra tells that a directory does not exist
                 _, repository = self.loader._parse_overrides_and_create_caching_repo(self.config_name, searchpath)
@@ -152,7 +225,19 @@ class Composer:
         )
 
     def _compose(self, given: list[Given]) -> DictConfig:
-        lines = [one.composed for one in given]
+        if self._kept is None:
+            return self._load([one.composed for one in given])
+        values = [one for one in given if one.composed.startswith("++") and one.key[0] != "hydra"]
+        choices = tuple(one.composed for one in given if one not in values)
+        if choices not in self._kept:
+            self._kept[choices] = self._load(list(choices)), self.loader.merged
+        base, self.loader.merged = self._kept[choices]
+        composed = deepcopy(base)
+        parsed = OverridesParser.create().parse_overrides([one.composed for one in values])
+        self.loader._apply_overrides_to_config(parsed, composed)
+        return composed
+
+    def _load(self, lines: list[str]) -> DictConfig:
         composed: DictConfig = self.loader.load_configuration(self.config_name, lines, RunMode.RUN, from_shell=False)
         return composed
 
@@ -245,7 +330,7 @@ def _drop_what_the_old_kind_had(composed: DictConfig, origins: Origins, merged: 
                 del parent[setting.key[-1]]
 
 
-def _plain(composed: DictConfig) -> tuple[dict[str, Any], list[Key], list[tuple[Key, Exception]]]:
+def plain(composed: DictConfig) -> tuple[dict[str, Any], list[Key], list[tuple[Key, Exception]]]:
     """What was composed, resolved to plain data; the keys left at `???`; those that do not resolve, and why."""
     HydraConfig.instance().set_config(composed)
     open_keys: list[Key] = []

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import Discriminator
 
-from llmtrain.config.base import Changes, Settings
+from llmtrain.config.base import Changes, NameOf, Settings
 
 
 class PythonDocs(Settings):
@@ -18,7 +18,7 @@ class TextFiles(Settings):
     """UTF-8 text files, one document each."""
 
     kind: Annotated[Literal["files"], Changes.DATA]
-    paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE]
+    paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE, NameOf(Changes.DATA)]
     """Files or globs (`**` allowed), relative to the working directory. The prepared data's key has their content."""
     licence: Annotated[str, Changes.DATA]
     """Licence of the text (an SPDX id, or `proprietary`): carried to the manifest and the model card."""
@@ -28,7 +28,7 @@ class JsonlText(Settings):
     """JSON lines, one document each."""
 
     kind: Annotated[Literal["jsonl"], Changes.DATA]
-    paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE]
+    paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE, NameOf(Changes.DATA)]
     """Files or globs, relative to the working directory. The prepared data's key has their content."""
     text_field: Annotated[str, Changes.DATA]
     """The field that holds the text."""
@@ -58,7 +58,7 @@ class PreferenceFile(Settings):
     `tools`. Where `prompt` is missing, it is what the conversations `chosen` and `rejected` have in common."""
 
     kind: Annotated[Literal["jsonl"], Changes.DATA]
-    paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE]
+    paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE, NameOf(Changes.DATA)]
     """Files or globs, relative to the working directory. The prepared data's key has their content."""
     licence: Annotated[str, Changes.DATA]
     """Licence of the pairs (an SPDX id, or `proprietary`)."""
@@ -74,7 +74,7 @@ class VoteFile(Settings):
     for its chosen answer and one against its rejected answer."""
 
     kind: Annotated[Literal["votes"], Changes.DATA]
-    paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE]
+    paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE, NameOf(Changes.DATA)]
     """Files or globs, relative to the working directory. The prepared data's key has their content."""
     licence: Annotated[str, Changes.DATA]
     """Licence of the votes (an SPDX id, or `proprietary`)."""
@@ -89,7 +89,7 @@ class ChatFile(Settings):
     """Chats as JSON lines, or as one JSON array of objects."""
 
     kind: Annotated[Literal["jsonl"], Changes.DATA]
-    paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE]
+    paths: Annotated[tuple[str, ...], MinLen(1), Changes.SURFACE, NameOf(Changes.DATA)]
     """Files or globs, relative to the working directory. The prepared data's key has their content."""
     licence: Annotated[str, Changes.DATA]
     """Licence of the chats (an SPDX id, or `proprietary`)."""

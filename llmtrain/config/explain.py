@@ -10,7 +10,7 @@ from llmtrain.config.base import Changes
 from llmtrain.config.compose import Checked
 from llmtrain.config.options import description
 from llmtrain.config.origins import Origin
-from llmtrain.config.schema import Key, Setting, exists_in, lookup, setting_at, settings, variants, wanted
+from llmtrain.config.schema import ONLY, Key, Setting, exists_in, lookup, setting_at, settings, variants, wanted
 from llmtrain.config.suggest import closest, did_you_mean
 from llmtrain.errors import ConfigError
 
@@ -69,7 +69,7 @@ def _explanation(setting: Setting, checked: Checked) -> Explanation:
     value = _value(key, checked)
     parent = setting_at(key[:-1], checked.data)
     if groups:
-        value = lookup(checked.data, (*key, "kind"))
+        value = lookup(checked.data, (*key, "kind")) or ONLY
         meaning = _meaning_of_kind(groups, value)
     elif parent and key[-1] == "kind":
         meaning = _meaning_of_kind(variants(parent.field), value)

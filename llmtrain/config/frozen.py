@@ -98,9 +98,15 @@ def _migrated(frozen: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{path} was written by a newer llmtrain: its schema_version is {config['schema_version']}, this one reads "
             f"up to {SCHEMA_VERSION}; update llmtrain"
         )
-    for version in range(config["schema_version"] + 1, SCHEMA_VERSION + 1):
+    return {**frozen, "config": with_what_came_later(config, config["schema_version"] + 1)}
+
+
+def with_what_came_later(config: dict[str, Any], first: int) -> dict[str, Any]:
+    """`config`, as plain data, with the settings that the schemas from version `first` on added, where it lacks them:
+    they have the values that do what was done before."""
+    for version in range(first, SCHEMA_VERSION + 1):
         config = _with_what_was_added(config, version)
-    return {**frozen, "config": config}
+    return config
 
 
 def _with_what_was_added(config: dict[str, Any], version: int) -> dict[str, Any]:

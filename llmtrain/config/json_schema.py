@@ -57,7 +57,9 @@ def _group(kinds: dict[str, type[Settings]]) -> Schema:
     ]
     return {
         "type": "object",
-        "description": "\n\n".join(f"{kind}: {cleandoc(str(group.__doc__))}" for kind, group in kinds.items()),
+        "description": "\n\n".join(
+            (f"{kind}: " if kind else "") + cleandoc(str(group.__doc__)) for kind, group in kinds.items()
+        ),
         "properties": {name: _or_open(schemas) for name, schemas in found.items()},
         "additionalProperties": False,
         **({"allOf": rules} if len(rules) > 1 else {}),

@@ -1,5 +1,6 @@
 """`infra.launch`: who starts a run's processes, where, and what happens when they are stopped from outside."""
 
+import re
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
@@ -126,7 +127,38 @@ class AKSLaunch(Settings):
     cost_centre: Annotated[str, Changes.SURFACE]
     """Value of the label by which the cluster's cost is shared out."""
     parallel: Parallel
-    """Runs of a sweep at the same time; null is as many as the cluster lets in."""
+    """Runs of a sweep at the same time; null is as many as the cluster lets in. Jobs do not wait for each other: a
+    number needs somebody who submits no more at once, such as a search's controller."""
+
+    @model_validator(mode="after")
+    def image_is_exact(self) -> "AKSLaunch":
+        name, _, tag = (self.image or "").rpartition("/")[2].partition(":")
+        if self.image is not None and "@sha256:" not in self.image and (not name or tag in ("", "latest")):
+            raise ValueError(
+                f"image={self.image} is another image tomorrow, and a run that comes back must be the same; set "
+                f"infra.launch.image to a digest (REGISTRY/llmtrain@sha256:...) or an exact tag (REGISTRY/llmtrain:0.5)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def names_are_names(self) -> "AKSLaunch":
+        for key in ("namespace", "node_pool", "outputs_claim", "service_account", "secret", "queue"):
+            value = getattr(self, key)
+            if value is not None and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value):
+                raise ValueError(
+                    f"{key}={value} is no name in Kubernetes (lower case, digits and dashes, at most 63); "
+                    f"set infra.launch.{key}"
+                )
+        if not re.fullmatch(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?", self.cost_centre):
+            raise ValueError(
+                f"cost_centre={self.cost_centre} is no value of a label (letters, digits, - . _, at most 63); "
+                f"set infra.launch.cost_centre"
+            )
+        if not re.fullmatch(r"(/[-._A-Za-z0-9]+)+", self.outputs_mount):
+            raise ValueError(
+                f"outputs_mount={self.outputs_mount} is no absolute path; set infra.launch.outputs_mount=/outputs"
+            )
+        return self
 
 
 Launch = Annotated[LocalLaunch | SlurmLaunch | RayLaunch | AKSLaunch, Discriminator("kind")]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 from pydantic import Discriminator, model_validator
 
-from llmtrain.config.base import Changes, Settings
+from llmtrain.config.base import Changes, NameOf, Settings
 
 
 class TrainedBPE(Settings):
@@ -29,7 +29,7 @@ class HFTokenizer(Settings):
     """A published tokenizer."""
 
     kind: Annotated[Literal["hf"], Changes.DATA]
-    path: Annotated[str, Changes.SURFACE]
+    path: Annotated[str, Changes.SURFACE, NameOf(Changes.DATA)]
     """A directory with tokenizer.json, or a hub id. What counts for a run's identity is the content's hash."""
 
 
@@ -104,9 +104,9 @@ class HFModel(Settings):
     kind: Annotated[Literal["hf"], Changes.MATHEMATICS]
     name: Annotated[str, Changes.SURFACE]
     """What the runs and the registered versions are called after."""
-    path: Annotated[str, Changes.SURFACE]
+    path: Annotated[str, Changes.SURFACE, NameOf(Changes.MATHEMATICS)]
     """A directory with config.json and *.safetensors, or a hub id. The run id has the hash of the weights."""
-    revision: Annotated[str | None, Changes.SURFACE]
+    revision: Annotated[str | None, Changes.SURFACE, NameOf(Changes.MATHEMATICS)]
     """Branch, tag or commit of a hub id; null is its main branch. A directory has none."""
     tokenizer: PublishedTokenizer
 

@@ -191,16 +191,20 @@ def expand(lines: list[str], groups: Groups) -> tuple[list[list[str]], list[Prob
             values[override.get_key_element()] = [line]
         elif override.is_discrete_sweep():
             key = override.get_key_element()
-            values[key] = [f"{key}={value}" for value in _swept(override, groups)]
+            values[key] = [f"{key}={value}" for value in swept(override, groups)]
             if not values[key]:
                 problems.append(Problem(key, "the sweep has no values", f"override '{line}'"))
         else:
-            text = "an interval has no points to try; write choice(...) or range(...)"
+            text = (
+                "a grid cannot try every number of an interval; write choice(...) or range(...), "
+                "or search it: sweep=tpe or sweep=asha"
+            )
             problems.append(Problem(override.key_or_group, text, f"override '{line}'"))
     return [list(point) for point in product(*values.values())], problems
 
 
-def _swept(override: Override, groups: Groups) -> list[str]:
+def swept(override: Override, groups: Groups) -> list[str]:
+    """The values of a sweep that has some, each as it is typed."""
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         names: list[str] = override._value.filter(groups.options.get(override.key_or_group, []))
         return names

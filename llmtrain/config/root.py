@@ -10,6 +10,7 @@ from llmtrain.config.data import ChatData, Data, PreferenceData, TextData, VoteF
 from llmtrain.config.environment import Environment
 from llmtrain.config.infra import Infra
 from llmtrain.config.model import Model, Qwen3Model
+from llmtrain.config.sweep import ASHASweep, GridSweep, Sweep
 from llmtrain.config.tracking import Tracking
 from llmtrain.config.trainer import DistillTrainer, DPOTrainer, PretrainTrainer, SFTTrainer, Trainer
 
@@ -30,6 +31,7 @@ class TrainConfig(Settings):
     infra: Infra
     environment: Environment
     tracking: Tracking
+    sweep: Sweep
 
     @model_validator(mode="after")
     def groups_fit(self) -> "TrainConfig":
@@ -59,9 +61,28 @@ class TrainConfig(Settings):
                 f"trainer.optimizer=muon needs whole matrices, which infra.strategy={self.infra.strategy} cuts up; "
                 f"set trainer.optimizer=adamw, or infra.strategy=ddp"
             )
+        _sweep_fits(self)
         if isinstance(self.model, Qwen3Model):  # a published model says it itself: training.resolve looks
             context_fits(self.trainer, self.model.max_position_embeddings)
         return self
+
+
+def _sweep_fits(config: TrainConfig) -> None:
+    """Raises ValueError where a search cannot measure what it is to stop by."""
+    sweep, trainer = config.sweep, config.trainer
+    if isinstance(sweep, GridSweep):
+        return
+    if sweep.budget_usd is not None and config.infra.hardware.price_per_hour is None:
+        raise ValueError(
+            "sweep.budget_usd needs a price: set infra.hardware.price_per_hour, or sweep.budget_device_hours instead"
+        )
+    if isinstance(sweep, ASHASweep) and sweep.metric.startswith("validation/"):
+        every = trainer.evaluate_every_tokens
+        if sweep.rung_tokens < every:
+            raise ValueError(
+                f"sweep.rung_tokens={sweep.rung_tokens} comes before the first evaluation: set "
+                f"trainer.evaluate_every_tokens={sweep.rung_tokens}, or sweep.rung_tokens={every} or more"
+            )
 
 
 def context_fits(trainer: Trainer, max_position_embeddings: int) -> None:

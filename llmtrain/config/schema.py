@@ -13,6 +13,8 @@ from llmtrain.config.root import TrainConfig
 
 Key = tuple[str, ...]
 """`trainer.lr` as ("trainer", "lr")."""
+ONLY = ""
+"""The kind of a group that has one kind only, without a name."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,12 @@ def settings(
 
 
 def variants(field: FieldInfo) -> dict[str, type[Settings]]:
-    """The groups of settings that `field` may hold, by their `kind` ("" where there is one kind only, without a name);
+    """The groups of settings that `field` may hold, by their `kind`, or under `ONLY`;
     empty where it holds a plain value."""
     choices = [field.annotation, *get_args(field.annotation)]
     groups = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, Settings)]
     if len(groups) == 1 and "kind" not in groups[0].model_fields:
-        return {"": groups[0]}
+        return {ONLY: groups[0]}
     return {get_args(group.model_fields["kind"].annotation)[0]: group for group in groups}
 
 
@@ -93,7 +95,7 @@ def choices(annotation: Any) -> list[str]:
 def wanted(field: FieldInfo) -> str:
     """What `field` accepts, in words: `a whole number > 0`, `one of fp32, bf16`."""
     if groups := variants(field):
-        return "a group of settings" + (f" with kind: {', '.join(groups)}" if "" not in groups else "")
+        return "a group of settings" + (f" with kind: {', '.join(groups)}" if ONLY not in groups else "")
     return _words(field.annotation, field.metadata)
 
 

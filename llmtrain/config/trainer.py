@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Discriminator, model_validator
 
-from llmtrain.config.base import Added, Changes, Settings
+from llmtrain.config.base import Added, Changes, NameOf, Settings
 
 
 class _Trainer(Settings):
@@ -85,10 +85,10 @@ class DistillTrainer(_OnText):
     """Learning a teacher's distribution over the next token (arXiv 1503.02531; reverse KL: arXiv 2306.08543)."""
 
     kind: Annotated[Literal["distill"], Changes.MATHEMATICS]
-    init_from: Annotated[str, Changes.SURFACE]
+    init_from: Annotated[str, Changes.SURFACE, NameOf(Changes.MATHEMATICS)]
     """What the student starts from: `scratch` (fresh weights; a published model's own), a run's directory,
     `name@version`, or `latest` as for `trainer=dpo`."""
-    teacher: Annotated[str, Changes.SURFACE]
+    teacher: Annotated[str, Changes.SURFACE, NameOf(Changes.MATHEMATICS)]
     """A model's directory, a run's directory, or `name@version`; it must share the student's tokenizer. The run id has
     the hash of its weights."""
     divergence: Annotated[Literal["forward", "reverse"], Changes.MATHEMATICS]
@@ -107,7 +107,7 @@ class SFTTrainer(_Trainer):
     """Supervised fine-tuning: cross-entropy on the assistant's tokens of chats."""
 
     kind: Annotated[Literal["sft"], Changes.MATHEMATICS]
-    init_from: Annotated[str, Changes.SURFACE]
+    init_from: Annotated[str, Changes.SURFACE, NameOf(Changes.MATHEMATICS)]
     """The model to tune, as for `trainer=dpo`."""
     epochs: Annotated[int, Gt(0), Changes.MATHEMATICS]
     """Passes over the training chats; the last step may be smaller."""
@@ -119,7 +119,7 @@ class DPOTrainer(_Trainer):
     """Direct preference optimisation (arXiv 2305.18290) and its family."""
 
     kind: Annotated[Literal["dpo"], Changes.MATHEMATICS]
-    init_from: Annotated[str, Changes.SURFACE]
+    init_from: Annotated[str, Changes.SURFACE, NameOf(Changes.MATHEMATICS)]
     """The model to tune, and the reference: a run's directory, `name@version`, or `latest` (a published model's own
     weights; otherwise the newest registered pretrained version of this shape with this tokenizer; where there is none,
     that pretraining runs first). The run id has the hash of its weights."""

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from llmtrain.config.frozen import FrozenRun, thaw
 from llmtrain.config.infra import Infra
 from llmtrain.config.launch import AKSLaunch, LocalLaunch, RayLaunch, SlurmLaunch
+from llmtrain.errors import UserError
 
 CONFIG = "config.json"
 
@@ -41,6 +42,8 @@ class Job:
     """Where it runs or ran."""
     reason: str = ""
     """Why it waits, or how it ended, in the engine's own words."""
+    code: int | None = None
+    """The exit code, of one that has ended, where the engine knows it."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,16 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Finds(Protocol):
+    """An engine that can say what it holds of a submission that was killed before it said so. Others refuse a run that
+    they have, or start it again, and the run's own lock keeps two from computing it."""
+
+    def find(self, sweep: Path, runs: Sequence[Run]) -> dict[Path, str]:
+        """The handles of those `runs`, by their directories, that the engine has and that have not ended."""
+        ...
+
+
 def engine_of(launch: AnyLaunch) -> Engine:
     """The engine that `infra.launch` means. Raises UserError where its package is missing."""
     match launch:
@@ -92,8 +105,10 @@ def engine_of(launch: AnyLaunch) -> Engine:
 
             return RayEngine(launch)
         case AKSLaunch():
-            from llmtrain.launch.aks import AKSEngine
-
+            try:
+                from llmtrain.launch.aks import AKSEngine
+            except ModuleNotFoundError as error:
+                raise UserError(f"infra=aks needs the package {error.name}: pip install 'llmtrain[aks]'") from error
             return AKSEngine(launch)
 
 

@@ -3,6 +3,7 @@
 The supervisor's status file is whole at any moment, and the only thing that `jobs` and `cancel` need.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from llmtrain.errors import TryAgain
 from llmtrain.files import write_whole
 from llmtrain.launch import work
 from llmtrain.launch.engine import Job, Run, State
-from llmtrain.processes import importable
+from llmtrain.processes import importable, lives, started
 
 POLL_S = 0.2
 
@@ -65,20 +66,40 @@ class LocalEngine:
                 with suppress(ProcessLookupError):
                     os.kill(entry["pid"], signal.SIGTERM)
 
+    def find(self, sweep: Path, runs: Sequence[Run]) -> dict[Path, str]:
+        """The handles of those `runs`, by their directories, that a submission has begun which was killed before it
+        could say so. A supervisor that has not come up yet is told not to."""
+        wanted = {str(run.directory.resolve()): run.directory for run in runs}
+        found = {}
+        with _alone(sweep):
+            for file in sorted(sweep.resolve().glob("local-*.json")):
+                status = json.loads(file.read_text())
+                if status["supervisor"] is None:
+                    file.unlink()
+                elif lives(status["supervisor"]):
+                    for number, entry in enumerate(status["runs"]):
+                        ends = entry["state"] == "ended" or _cancelled(file, number).exists()
+                        if entry["directory"] in wanted and not ends:
+                            found[wanted[entry["directory"]]] = f"{file}#{number}"
+        return found
+
     def _command(self, file: Path) -> list[str]:
         return [sys.executable, "-m", "llmtrain.launch.local", str(file)]
 
 
 def supervise(file: Path) -> None:
     """Run what is in the status file to its end, so many at a time as it says."""
-    status = json.loads(file.read_text())
-    status["supervisor"] = [os.getpid(), _started(os.getpid())]
+    with _alone(file.parent):
+        if not file.exists():
+            return  # whoever submitted it was killed, and another one has submitted the runs again
+        status = json.loads(file.read_text())
+        status["supervisor"] = [os.getpid(), started(os.getpid())]
+        write_whole(file, json.dumps(status, indent=2) + "\n")
     runs: list[dict[str, Any]] = status["runs"]
 
     def keep() -> None:
         write_whole(file, json.dumps(status, indent=2) + "\n")
 
-    keep()
     working: dict[int, subprocess.Popen[bytes]] = {}
     waiting = list(range(len(runs)))
     while waiting or working:
@@ -107,6 +128,14 @@ def supervise(file: Path) -> None:
             keep()
 
 
+@contextmanager
+def _alone(sweep: Path) -> Iterator[None]:
+    """Among those who begin a supervisor, and those who look for what others began."""
+    with (sweep / "local.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _command(directory: Path, number: int) -> list[str]:
     return [sys.executable, "-m", "llmtrain.launch.work", str(directory), "local", str(number)]
 
@@ -125,8 +154,9 @@ def _job(handle: str) -> Job:
         return Job(State.UNKNOWN)
     node = os.uname().nodename
     if entry["state"] == "ended":
-        return Job(State.ENDED, node, "cancelled" if entry.get("cancelled") else f"exit code {entry['code']}")
-    if not _lives(json.loads(_parsed(handle)[0].read_text())["supervisor"]):
+        reason = "cancelled" if entry.get("cancelled") else f"exit code {entry['code']}"
+        return Job(State.ENDED, node, reason, entry["code"])
+    if not lives(json.loads(_parsed(handle)[0].read_text())["supervisor"]):
         return Job(State.ENDED, node, "its supervisor has gone")
     return Job(State.RUNNING if entry["state"] == "running" else State.WAITING, node)
 
@@ -146,18 +176,6 @@ def _parsed(handle: str) -> tuple[Path, int]:
 
 def _cancelled(file: Path, number: int) -> Path:
     return file.with_suffix(f".cancel-{number}")
-
-
-def _lives(process: list[Any] | None) -> bool:
-    return process is not None and _started(process[0]) == process[1]
-
-
-def _started(pid: int) -> str | None:
-    """When the process began, in clock ticks since boot: with its pid, a name that does not come again. Linux only."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
 
 
 if __name__ == "__main__":

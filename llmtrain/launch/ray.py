@@ -32,7 +32,7 @@ class RayEngine:
         self.launch = launch
 
     def submit(self, sweep: Path, runs: Sequence[Run]) -> Iterator[tuple[Run, str]]:
-        """As `Engine.submit`; what a submission that was killed has left with Ray is taken up, not made again.
+        """As `Engine.submit`.
 
         Raises UserError where there is no Ray, here or at the address; where the two are different, the token is
         missing, or no node has what a rank asks for.
@@ -41,19 +41,15 @@ class RayEngine:
             return
         client = self._client()
         self._check_room(runs[0].infra)
-        there = self._held(client, sweep, runs)
-        yield from ((run, there[run.directory]) for run in runs if run.directory in there)
-        if not (new := [run for run in runs if run.directory not in there]):
-            return
         file = _next_file(sweep, client)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(self._status(new), indent=2) + "\n")
+        write_whole(file, json.dumps(self._status(runs), indent=2) + "\n")
         try:
             client.submit_job(**_request(file))
         except RuntimeError as error:
             file.unlink()
             raise UserError(f"Ray at {self.launch.address} refuses the job: {error}") from error
-        yield from ((run, f"{file}#{number}") for number, run in enumerate(new))
+        yield from ((run, f"{file}#{number}") for number, run in enumerate(runs))
 
     def script(self, sweep: Path, runs: Sequence[Run]) -> str:
         """What is posted to the head, and the status file that the job's driver begins with."""
@@ -74,9 +70,18 @@ class RayEngine:
             cancelled(*parsed(handle)).touch()
 
     def find(self, sweep: Path, runs: Sequence[Run]) -> dict[Path, str]:
-        """The handles of those `runs`, by their directories, that a living driver of this sweep works on: also of a
-        submission that was killed before it could say so."""
-        return self._held(self._client(), sweep, runs)
+        """The handles of those `runs`, by their directories, that a living driver of the sweep works on."""
+        client, wanted, found = self._client(), {str(run.directory.resolve()): run.directory for run in runs}, {}
+        for file in sorted(sweep.resolve().glob("llmtrain-*.json")):
+            open_ones = [
+                (wanted[entry["directory"]], number)
+                for number, entry in enumerate((status_of(file) or {"runs": []})["runs"])
+                if entry["directory"] in wanted and "code" not in entry and not cancelled(file, number).exists()
+            ]
+            details = _details(client, file.stem) if open_ones else None
+            if details is not None and not details.status.is_terminal():
+                found |= {directory: f"{file}#{number}" for directory, number in open_ones}
+        return found
 
     def _status(self, runs: Sequence[Run]) -> dict[str, Any]:
         return {
@@ -134,17 +139,6 @@ class RayEngine:
                 f"infra.launch.cpus_per_rank or infra.launch.gpus_per_rank, or add nodes first"
             )
 
-    def _held(self, client: "JobSubmissionClient", sweep: Path, runs: Sequence[Run]) -> dict[Path, str]:
-        wanted, found = {str(run.directory.resolve()): run.directory for run in runs}, {}
-        for file in sorted(sweep.resolve().glob("llmtrain-*.json")):
-            details, status = _details(client, file.stem), status_of(file)
-            if details is None or details.status.is_terminal() or status is None:
-                continue
-            for number, entry in enumerate(status["runs"]):
-                if entry["directory"] in wanted and "code" not in entry and not cancelled(file, number).exists():
-                    found[wanted[entry["directory"]]] = f"{file}#{number}"
-        return found
-
     def _drivers(self, files: Sequence[Path]) -> dict[Path, "JobDetails | None"]:
         """What the head knows of each file's job; nothing where it does not answer."""
         try:
@@ -178,12 +172,11 @@ def _request(file: Path) -> dict[str, Any]:
 
 def _next_file(sweep: Path, client: "JobSubmissionClient | None" = None) -> Path:
     """The status file of the next submission; its name is free in the sweep, and with Ray where `client` can ask."""
-    number = 1
-    while True:
-        file = sweep.resolve() / f"llmtrain-{sweep.name}-{number}.json"
-        if not file.exists() and (client is None or _details(client, file.stem) is None):
-            return file
+    taken = [int(file.stem.rpartition("-")[2]) for file in sweep.glob(f"llmtrain-{sweep.name}-*.json")]
+    number = max(taken, default=0) + 1
+    while client and _details(client, f"llmtrain-{sweep.name}-{number}") is not None:
         number += 1
+    return sweep.resolve() / f"llmtrain-{sweep.name}-{number}.json"
 
 
 def _details(client: "JobSubmissionClient", submission: str) -> "JobDetails | None":
@@ -202,7 +195,7 @@ def _job(handle: str, files: "dict[Path, Any]", drivers: "dict[Path, JobDetails 
     begun = starts(Path(entry["directory"]))
     node = begun[-1].node if begun else ""
     if "code" in entry:
-        return Job(State.ENDED, node, "cancelled" if entry["cancelled"] else entry["reason"])
+        return Job(State.ENDED, node, "cancelled" if entry["cancelled"] else entry["reason"], entry["code"])
     driver = drivers.get(file)
     if driver is None:
         return Job(State.UNKNOWN, node, "no Ray head answers for it")

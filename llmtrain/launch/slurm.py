@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 from submitit.helpers import TorchDistributedEnvironment
 
 from llmtrain.config.launch import SlurmLaunch
@@ -50,6 +50,7 @@ class Task:
     def __call__(self, directory: str) -> None:
         """Be one rank of the frozen run in `directory`; ends the process with the run's exit code."""
         place = Path(directory)
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Submitit would print each one
         work.log_to(place / starts.LOG)
         environment = submitit.JobEnvironment()
         TorchDistributedEnvironment().export(overwrite=True)
@@ -128,6 +129,22 @@ class SlurmEngine:
                 ["sacct", "--allocations", "--noheader", "--parsable2", columns, f"--jobs={','.join(gone)}"]
             )
         return {handle: found.get(handle, Job(State.UNKNOWN)) for handle in handles}
+
+    def find(self, sweep: Path, runs: Sequence[Run]) -> dict[Path, str]:
+        """By the name that all jobs of the sweep have, and what Submitit has kept for each. A submission that was
+        killed before that was kept has nothing to start."""
+        if not shutil.which("squeue"):
+            return {}
+        wanted = {str(run.directory.resolve()): run.directory for run in runs}
+        named = ["squeue", "--noheader", "--array", "--format=%i|%T|%N|%r", f"--name=llmtrain-{sweep.name}"]
+        found = {}
+        for handle, job in _table(named).items():
+            kept = JobPaths((sweep / "slurm").resolve(), handle).submitted_pickle
+            if job.state in (State.WAITING, State.RUNNING) and kept.exists():
+                [directory] = DelayedSubmission.load(kept).args
+                if directory in wanted:
+                    found[wanted[directory]] = handle
+        return found
 
     def cancel(self, handles: Sequence[str]) -> None:
         """By scancel: SIGTERM, upon which runs save, and SIGKILL after the cluster's KillWait."""

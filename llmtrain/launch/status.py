@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.launch.engine import Job, State, engine_of, run_in
+from llmtrain.launch.figures import last_rows
 from llmtrain.launch.starts import starts
-from llmtrain.launch.sweeps import Point, SweepDirectory
+from llmtrain.launch.sweeps import POINTS, Point, SweepDirectory
 
-READ_BYTES = 65_536
-"""From the end of metrics.jsonl: rows enough for the newest of each figure."""
-ENDED = ("finished", "failed", "stopped", "lost")
+ENDED = ("finished", "pruned", "failed", "stopped", "lost")
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Status:
     directory: Path
     handle: str
     state: str
-    """finished, running, waiting, stopping; failed (the job has ended, the run has not); stopped (by a person); lost
-    (the engine has no memory of the job)."""
+    """finished, running, waiting, stopping; pruned (its search has given it up); failed (the job has ended, the run has
+    not); stopped (by a person); lost (the engine has no memory of the job)."""
     job: Job
     node: str
     starts: int
@@ -48,8 +47,12 @@ class Status:
 def statuses(place: SweepDirectory) -> list[Status]:
     """Each run of a sweep, in the order of its points. Raises UserError where there is no such sweep."""
     sweep, handles = place.read(), place.handles()
+    if not sweep.points:
+        return []  # a search that has just begun
     first = run_in(place.outputs / sweep.points[0].run)
     jobs = engine_of(first.infra.launch).jobs(list(handles.values()))
+    if (place.path / POINTS).exists():  # whoever begins points submits them next
+        jobs[""] = Job(State.WAITING, reason="is being submitted")
     return [_status(place.outputs, point, handles.get(point.run, ""), jobs) for point in sweep.points]
 
 
@@ -62,7 +65,7 @@ def cancel(place: SweepDirectory, chosen: Sequence[Status]) -> None:
 
 def _status(outputs: Path, point: Point, handle: str, jobs: dict[str, Job]) -> Status:
     directory = outputs / point.run
-    job, rows, begun = jobs.get(handle, Job(State.UNKNOWN)), _last_rows(directory), starts(directory)
+    job, rows, begun = jobs.get(handle, Job(State.UNKNOWN)), last_rows(directory), starts(directory)
     clock = directory / "clock.json"
     newest: dict[str, Any] = {}
     for row in rows:
@@ -72,7 +75,7 @@ def _status(outputs: Path, point: Point, handle: str, jobs: dict[str, Job]) -> S
         point=point,
         directory=directory,
         handle=handle,
-        state=_state(directory, job),
+        state=_state(directory, job, point),
         job=job,
         node=job.node or (begun[-1].node if begun else ""),
         starts=len(begun),
@@ -84,25 +87,15 @@ def _status(outputs: Path, point: Point, handle: str, jobs: dict[str, Job]) -> S
     )
 
 
-def _state(directory: Path, job: Job) -> str:
+def _state(directory: Path, job: Job, point: Point) -> str:
     if (directory / "version.json").exists():
         return "finished"
     match job.state:
+        case State.ENDED | State.UNKNOWN if point.verdict == "pruned":
+            return "pruned"
         case State.ENDED:
             return "stopped" if "cancelled" in job.reason else "failed"
         case State.UNKNOWN:
             return "lost"
         case _:
-            return job.state.value
-
-
-def _last_rows(directory: Path) -> list[dict[str, Any]]:
-    """The last rows of metrics.jsonl, which may be growing: whole lines only."""
-    try:
-        with (directory / "metrics.jsonl").open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - READ_BYTES))
-            lines = file.read().split(b"\n")[(1 if size > READ_BYTES else 0) : -1]
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines]
+            return str(job.state.value)

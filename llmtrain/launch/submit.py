@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 from llmtrain.config.environment import Environment
 from llmtrain.config.root import TrainConfig
 from llmtrain.errors import UserError
-from llmtrain.launch.engine import AnyLaunch, Run, State, engine_of
+from llmtrain.launch.engine import AnyLaunch, Engine, Finds, Run, State, engine_of
 from llmtrain.launch.sweeps import Point, SweepDirectory, sweep_of
 
 if TYPE_CHECKING:
     from llmtrain.artifacts import TrainedModel
 
 Say = Callable[[str], None]
+FINISHED = "version.json"
+"""Of a run's directory: it is over where that is there."""
 
 
 def submit(
@@ -31,22 +33,14 @@ def submit(
     what will not fit by its plan, `dry_run` says what would be submitted and submits nothing. Raises the errors of
     `llmtrain.errors`: one of a point's comes before anything is submitted.
     """
-    from llmtrain.training.run import directory_of, finished, freeze, frozen_run
+    from llmtrain.training.run import finished, freeze
 
     launch = one_launch([config for _, config in points])
     environment, outputs = points[0][1].environment, Path(points[0][1].outputs_dir)
     check_policies(environment, force=force)
-    runs: list[Run] = []
-    for number, (overrides, config) in enumerate(points, 1):
-        try:
-            frozen, _ = frozen_run(config, _no_base, again=again, say=say)
-            runs.append(Run(directory_of(frozen), frozen))
-        except UserError as error:
-            if len(points) == 1:
-                raise
-            raise UserError(f"point {number} of {len(points)}, {' '.join(overrides)}: {error}") from error
+    runs = checked_runs(points, again=again, say=say)
     by_directory = {run.directory: run for run in runs}
-    lines = [Point(overrides=tuple(o), run=_relative(run, outputs)) for (o, _), run in zip(points, runs, strict=True)]
+    lines = [Point(overrides=tuple(o), run=relative(run, outputs)) for (o, _), run in zip(points, runs, strict=True)]
     sweep = sweep_of(launch.kind, list({point.run: point for point in lines}.values()))
     place, engine = SweepDirectory(outputs, sweep.sweep_id), engine_of(launch)
     todo = [run for directory, run in by_directory.items() if not finished(directory)]
@@ -61,17 +55,50 @@ def submit(
         freeze(run.frozen, force=force)
     with place.alone():
         place.write(sweep)
-        handles = place.handles()
-        jobs = engine.jobs(list(handles.values()))
-        alive = [name for name, handle in handles.items() if jobs[handle].state not in (State.ENDED, State.UNKNOWN)]
-        new = [run for run in todo if _relative(run, outputs) not in alive]
-        for run, handle in engine.submit(place.path, new):
-            place.submitted(_relative(run, outputs), handle)
-            say(f"submitted {run.directory} as {launch.kind} job {handle}")
-    if len(new) < len(todo):
-        say(f"{len(todo) - len(new)} submitted before and not ended")
-    say(f"sweep {sweep.sweep_id}: llmtrain jobs {sweep.sweep_id}" + _elsewhere(outputs))
+        new = hand_over(place, engine, todo, say=say)
+    if new < len(todo):
+        say(f"{len(todo) - new} submitted before and not ended")
+    say(f"sweep {sweep.sweep_id}: llmtrain jobs {sweep.sweep_id}" + elsewhere(outputs))
     return place
+
+
+def checked_runs(points: Sequence[tuple[list[str], TrainConfig]], *, again: bool = False, say: Say) -> list[Run]:
+    """The run of each point, its data prepared and nothing of it written. Raises the errors of `llmtrain.errors`."""
+    from llmtrain.training.run import directory_of, frozen_run
+
+    runs: list[Run] = []
+    for number, (overrides, config) in enumerate(points, 1):
+        try:
+            frozen, _ = frozen_run(config, no_base, again=again, say=say)
+            runs.append(Run(directory_of(frozen), frozen))
+        except UserError as error:
+            if len(points) == 1:
+                raise
+            raise UserError(f"point {number} of {len(points)}, {' '.join(overrides)}: {error}") from error
+    return runs
+
+
+def hand_over(place: SweepDirectory, engine: Engine, runs: Sequence[Run], *, say: Say, first_time: bool = False) -> int:
+    """Submit those of `runs` that the engine has not already, and keep each handle; returns how many were submitted.
+
+    A run that was handed over just before a kill, whose handle was not kept, is looked for first, unless this is the
+    `first_time` that anybody submits it. The caller holds `place.alone()`.
+    """
+    asked = {relative(run, place.outputs) for run in runs}
+    handles = {name: handle for name, handle in place.handles().items() if name in asked}
+    jobs = engine.jobs(list(handles.values()))
+    alive = [name for name, handle in handles.items() if jobs[handle].state not in (State.ENDED, State.UNKNOWN)]
+    new = [run for run in runs if relative(run, place.outputs) not in alive]
+    if new and not first_time and isinstance(engine, Finds):
+        found = engine.find(place.path, new)
+        for directory, handle in found.items():
+            place.submitted(directory.relative_to(place.outputs).as_posix(), handle)
+        new = [run for run in new if run.directory not in found]
+    new = [run for run in new if not (run.directory / FINISHED).exists()]  # in the meantime
+    for run, handle in engine.submit(place.path, new):
+        place.submitted(relative(run, place.outputs), handle)
+        say(f"submitted {run.directory} as {run.infra.launch.kind} job {handle}")
+    return len(new)
 
 
 def one_launch(configs: Sequence[TrainConfig]) -> AnyLaunch:
@@ -131,7 +158,7 @@ def check_hours(environment: Environment, runs: Sequence[Run]) -> None:
         )
 
 
-def _no_base() -> "TrainedModel":
+def no_base() -> "TrainedModel":
     raise UserError(
         "trainer.init_from=latest finds no model of this shape and tokenizer, and a missing base is not trained where "
         "runs are submitted; submit its pretraining first (the same command with trainer=pretrain), or name a model: "
@@ -139,9 +166,11 @@ def _no_base() -> "TrainedModel":
     )
 
 
-def _relative(run: Run, outputs: Path) -> str:
+def relative(run: Run, outputs: Path) -> str:
+    """A run's directory as records name it."""
     return run.directory.relative_to(outputs).as_posix()
 
 
-def _elsewhere(outputs: Path) -> str:
+def elsewhere(outputs: Path) -> str:
+    """What a command needs to find these outputs."""
     return "" if outputs == Path("outputs") else f" --outputs {outputs}"

@@ -151,6 +151,16 @@ class Planner:
         count = len(self.workload.steps)
         return Flops(found.forward / count, found.backward / count, found.recomputed / count)
 
+    def total_flops(self, convention: Literal["half", "full"]) -> float | None:
+        """Of the whole run, over all ranks, the reference's forward passes included; None where its length is open."""
+        if not self.workload.num_tokens:
+            return None
+        counted, tokens = self.flops(convention), self.workload.tokens_per_step
+        total = counted.of_model / tokens * self.workload.num_tokens
+        if isinstance(self.config.trainer, DPOTrainer):
+            total += counted.forward / tokens * self.workload.num_tokens / self.config.trainer.epochs
+        return total
+
     @property
     def process_bytes(self) -> int:
         if self.config.infra.accelerator == "cuda":
@@ -308,16 +318,11 @@ class Planner:
 
     def _convention(self, name: Literal["half", "full"], seconds: float) -> Convention:
         counted, tokens = self.flops(name), self.workload.tokens_per_step
-        total = None
-        if self.workload.num_tokens:
-            total = counted.of_model / tokens * self.workload.num_tokens
-            if isinstance(self.config.trainer, DPOTrainer):
-                total += counted.forward / tokens * self.workload.num_tokens / self.config.trainer.epochs
         return Convention(
             forward_per_token=counted.forward / tokens,
             backward_per_token=counted.backward / tokens,
             recomputed_per_token=counted.recomputed / tokens,
-            total=total,
+            total=self.total_flops(name),
             mfu=counted.of_model / seconds / self.peak_flops,
         )
 

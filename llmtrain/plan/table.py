@@ -45,6 +45,23 @@ def page(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def figures(plan: Plan) -> dict[str, str]:
+    """What two plans are compared by, in words, by name."""
+    half, full = (_si(found.total) + "FLOP" if found.total else "-" for found in (plan.causal_half, plan.causal_full))
+    memory = f"{_bytes(plan.peak_bytes)} of {_bytes(plan.capacity_bytes)}"
+    return {
+        "parameters": f"{plan.parameters:,}",
+        "trained parameters": f"{plan.trained_parameters:,}",
+        "steps": "-" if plan.steps is None else f"{plan.steps:,}",
+        "FLOPs, causal half": half,
+        "FLOPs, causal in full": full,
+        "memory": memory + ("" if plan.fits else ": does NOT fit"),
+        "time a step": f"{plan.seconds_per_step:.3g} s",
+        "time in all": _duration(plan.eta_seconds) if plan.eta_seconds else "-",
+        "cost": _cost(plan.cost_usd) if plan.cost_usd is None or plan.cost_usd >= 0.01 else "under $0.01",
+    }
+
+
 def comparison(plans: dict[str, Plan | str]) -> str:
     """One line for each option of `infra`; a text instead of a plan says why there is none."""
     lines = [
@@ -90,6 +107,8 @@ def _count(value: int | None, unit: str) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"
+    if seconds < 1:
+        return "under 1 s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

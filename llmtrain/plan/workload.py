@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from llmtrain.artifacts import DatasetManifest
 from llmtrain.config.data import Continuations, PreferenceData
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.trainer import DistillTrainer, DPOTrainer, PretrainTrainer, SFTTrainer
-from llmtrain.models.packed import Packed
+
+if TYPE_CHECKING:
+    from llmtrain.models.packed import Packed  # imports torch, which estimates need not wait for
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def _cut(row: Row, limit: int) -> list[Row]:
     return [joined(part) for part in parts]
 
 
-def row_of(packed: Packed) -> Row:
+def row_of(packed: "Packed") -> Row:
     """A real micro-batch, without its numbers."""
     segments = [(stop - start, above - below) for start, stop, below, above in packed.segments.tolist()]
     return Row(tuple(segments), tuple(packed.counts))

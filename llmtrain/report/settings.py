@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from llmtrain.config.compose import load_config
 from llmtrain.config.root import TrainConfig
-from llmtrain.config.schema import exists_in, lookup, settings, variants
+from llmtrain.config.schema import ONLY, exists_in, lookup, settings, variants
 
 NONE = "—"
 
@@ -41,7 +41,7 @@ def lines(config: TrainConfig) -> dict[str, list[Line]]:
         if not exists_in(setting, data):
             continue
         if kinds := variants(setting.field):
-            chosen = kinds[lookup(data, (*setting.key, "kind")) or ""]
+            chosen = kinds[lookup(data, (*setting.key, "kind")) or ONLY]
             meanings[(*setting.key, "kind")] = chosen.__doc__ or ""
             continue
         group, name = (setting.key[0], setting.key[1:]) if len(setting.key) > 1 else ("run", setting.key)

@@ -138,12 +138,15 @@ def finished(directory: Path) -> ModelVersion | None:
 
 def train_rank(directory: Path) -> None:
     """Be the rank that the environment names, or the only one, of the frozen run in `directory`, until it has ended.
+    One that has is left as it is: an engine may start it once too often.
 
     Rank 0 writes and says what there is to say. Raises the errors of `llmtrain.errors`, the same on all ranks where
     they come from what all compute.
     """
     frozen, outputs, stopwatch = thaw(directory / "config.json"), directory.parents[1], Stopwatch()
     infra = frozen.config.infra
+    if finished(directory):
+        return
     device.check(infra)
     device.apply(infra)
     if infra.ranks > 1:

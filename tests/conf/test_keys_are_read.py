@@ -12,12 +12,14 @@ from llmtrain.config.adapter import QLoRAAdapter
 from llmtrain.config.base import Settings
 from llmtrain.config.compose import load_config
 from llmtrain.config.data import ChatData, PreferenceData, TextData
+from llmtrain.config.environment import Environment
 from llmtrain.config.hardware import MeasuredHardware, PublishedHardware
 from llmtrain.config.infra import Infra
 from llmtrain.config.launch import AKSLaunch, LocalLaunch, RayLaunch, SlurmLaunch
 from llmtrain.config.model import Qwen3Model, SmolLM2Model
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.schema import variants
+from llmtrain.config.sweep import ASHASweep, GridSweep, TPESweep
 from llmtrain.config.trainer import PretrainTrainer
 from llmtrain.models import build
 from llmtrain.training import device, optim
@@ -35,6 +37,8 @@ NOT_HERE: dict[type[Settings], tuple[str, ...]] = {
     SmolLM2Model: ("name",),  # 135 M parameters: minutes a run
     Infra: ("hardware", "strategy", "offload"),  # plans, and runs of several ranks: tests/unit/plan, tests/e2e
     **{launch: tuple(launch.model_fields) for launch in (LocalLaunch, SlurmLaunch, RayLaunch, AKSLaunch)},  # launching
+    **{sweep: tuple(sweep.model_fields) for sweep in (GridSweep, TPESweep, ASHASweep)},  # tests/unit/launch
+    Environment: tuple(Environment.model_fields),  # submitting: tests/unit/launch/test_policies.py
     MeasuredHardware: tuple(MeasuredHardware.model_fields),  # plans
     PublishedHardware: tuple(PublishedHardware.model_fields),  # plans
 }

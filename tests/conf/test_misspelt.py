@@ -27,7 +27,7 @@ CONF = conf_directory()
 OPTIONS = options([CONF])
 WAYS = ("dropped", "doubled", "swapped", "replaced")
 SETTINGS = list(settings())
-KINDS = {kind for one in SETTINGS for kind in variants(one.field)}
+KINDS = {kind for one in SETTINGS for kind in variants(one.field) if kind}
 """A misspelt one may be another."""
 VALID = {".".join(setting.key) for setting in SETTINGS} | {path.stem for path in CONF.rglob("*")}
 
@@ -94,7 +94,7 @@ def misspelt(word: str, way: str, seed: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def composer() -> Composer:
-    return Composer()
+    return Composer(files_stay=True)
 
 
 def values(composer: Composer) -> Iterator[tuple[list[str], dict[str, str]]]:
@@ -148,7 +148,7 @@ def test_kinds_on_the_command_line(composer: Composer):
     score = Score()
     for depth in (1, 2):
         groups = {one.key: one for one in SETTINGS if variants(one.field) and len(one.key) == depth}
-        columns = [[(one, kind) for kind in variants(one.field)] for one in groups.values()]
+        columns = [[(one, kind) for kind in variants(one.field) if kind] for one in groups.values()]
         for chosen, way in product(zip_longest(*columns), WAYS):
             bundles: dict[tuple[tuple[str, str], ...], list[tuple[Setting, str]]] = {}
             for one, kind in filter(None, chosen):  # together what can stand together

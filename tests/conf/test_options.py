@@ -21,6 +21,8 @@ NEEDED = {
         "data.pairs.paths=[STAND_IN]",
         "data.pairs.licence=STAND_IN",
     ],
+    ("environment", "staging"): ["environment.outputs_dir=STAND_IN", "environment.tracking_uri=STAND_IN"],
+    ("environment", "prod"): ["environment.outputs_dir=STAND_IN", "environment.tracking_uri=STAND_IN"],
     ("data", "text_files"): ["data.corpus.paths=[STAND_IN]", "data.corpus.licence=STAND_IN"],
     ("data", "text_jsonl"): ["data.corpus.paths=[STAND_IN]", "data.corpus.licence=STAND_IN"],
     ("experiment", "pandalm"): ["data.pairs.paths=[STAND_IN]"],
@@ -30,7 +32,7 @@ NEEDED = {
 
 @pytest.fixture(scope="module")
 def composer() -> Composer:
-    return Composer()
+    return Composer(files_stay=True)
 
 
 @pytest.mark.parametrize(("group", "option"), CHOICES, ids=map("=".join, CHOICES))

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Demo, shell
+from tests.unit.diff.conftest import History, history
+
+__all__ = ["history"]  # a fixture
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 SMALLER = "model=qwen3_tiny tracking=none trainer.warmup_tokens=1_000 trainer.log_every_tokens=5_000 "
@@ -68,6 +71,24 @@ def test_own_text_and_own_preferences(demo: Demo):
     ):
         done = shell(command, demo.directory)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}"
+
+
+def test_what_a_change_changes(history: History):
+    frozen = Path(__file__).parents[1] / "golden" / "frozen" / "v2-pretrain.json"
+    for name in ("A", "B"):
+        (history.top / "outputs" / "smoke" / name).mkdir(parents=True)
+        (history.top / "outputs" / "smoke" / name / "config.json").write_bytes(frozen.read_bytes())
+    history.git("checkout", "-q", "-b", "work")
+    history.edit("conf/experiment/smoke.yaml", "budget_tokens: 100_000", "budget_tokens: 200_000")
+    history.commit()
+    runs, revisions, command_lines, pull_request = (
+        shell(command, history.top) for command in commands("What a change changes")
+    )
+    assert [done.returncode for done in (runs, revisions, command_lines, pull_request)] == [0] * 4
+    assert "nothing differs" in runs.stdout
+    assert "trainer.budget_tokens  100000 -> 200000" in revisions.stdout
+    assert "trainer.loss  sigmoid -> ipo" in command_lines.stdout
+    assert "<!-- needs the label changes-mathematics -->" in pull_request.stdout
 
 
 def test_the_readme_shows_what_a_typo_prints(demo: Demo):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ TINY = [
     "trainer.checkpoint_every_tokens=20_000",
 ]
 SHORT = [*TINY, "trainer.budget_tokens=20_000"]
-LONG = [*TINY, "trainer.budget_tokens=400_000"]
-"""Some 20 seconds of training: time to be disturbed in."""
+LONG = [*TINY, "trainer.budget_tokens=200_000"]
+"""Some 20 seconds of training on one slow core: time to be disturbed in."""
 CLUSTER = [
     "infra=slurm_cpu",
     "infra.launch.minutes=20",
@@ -139,6 +140,17 @@ class Here:
         return self.command("jobs", "wait", sweep, code=code)
 
 
+@contextmanager
+def drained(cluster: Cluster) -> Iterator[None]:
+    """While the node takes no new jobs."""
+    node = f"NodeName={socket.gethostname().split('.')[0]}"
+    cluster.run("scontrol", "update", node, "State=DRAIN", "Reason=test")
+    try:
+        yield
+    finally:
+        cluster.run("scontrol", "update", node, "State=RESUME")
+
+
 def whole_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
@@ -168,7 +180,11 @@ def assert_equal_to_undisturbed(beginning: Path, here: Here, run: dict[str, Any]
     assert versions[0].model.weights_sha256 == versions[1].model.weights_sha256
     rows = [[without_times(row) for row in read(directory / "metrics.jsonl")] for directory in (left, other)]
     assert rows[0] == rows[1]
-    assert tracked(beginning)[left.name] == tracked(here.directory)[other.name]
+    statuses, params, metrics = zip(*(tracked(place)[left.name] for place in (beginning, here.directory)), strict=True)
+    assert statuses == ("FINISHED", "FINISHED")
+    assert metrics[0] == metrics[1]
+    computing = [[(name, value) for name, value in found if not name.startswith("infra.launch.")] for found in params]
+    assert computing[0] == computing[1]
 
 
 def test_a_sweep_is_an_array_and_ends_as_at_home(cluster: Cluster, here: Here, beginning: Path):
@@ -179,17 +195,20 @@ def test_a_sweep_is_an_array_and_ends_as_at_home(cluster: Cluster, here: Here, b
     assert "#SBATCH --array=0-1%2" in script
     assert "#SBATCH --signal=USR2@60" in script
     assert not (here.directory / "outputs" / "sweeps").exists()
-    sweep = here.submit("-m", *SHORT, *CLUSTER, seeds, gpu)
-    jobs = here.jobs(sweep)
-    assert {job["job"].partition("_")[2] for job in jobs} == {"0", "1"}
-    assert len({job["job"].partition("_")[0] for job in jobs}) == 1
-    [submitted] = list((here.directory / "outputs" / "sweeps" / sweep / "slurm").glob("*_submission.sh"))
-    told = [line for line in submitted.read_text().splitlines() if line.startswith("#SBATCH") and "put=" not in line]
-    assert all(line in script for line in told)
-    shown = cluster.run("scontrol", "show", "job", jobs[0]["job"])
-    assert "gres:gpu:1" in shown or "gres/gpu:1" in shown
-    again = here.command("train", "-m", *SHORT, *CLUSTER, seeds, gpu)
-    assert "2 submitted before and not ended" in again
+    with drained(cluster):
+        sweep = here.submit("-m", *SHORT, *CLUSTER, seeds, gpu)
+        jobs = here.jobs(sweep)
+        assert {job["job"].partition("_")[2] for job in jobs} == {"0", "1"}
+        assert len({job["job"].partition("_")[0] for job in jobs}) == 1
+        [submitted] = list((here.directory / "outputs" / "sweeps" / sweep / "slurm").glob("*_submission.sh"))
+        told = [
+            line for line in submitted.read_text().splitlines() if line.startswith("#SBATCH") and "put=" not in line
+        ]
+        assert all(line in script for line in told)
+        shown = cluster.run("scontrol", "show", "job", jobs[0]["job"])
+        assert "gres:gpu:1" in shown or "gres/gpu:1" in shown
+        again = here.command("train", "-m", *SHORT, *CLUSTER, seeds, gpu)
+        assert "2 submitted before and not ended" in again
     here.ends(sweep)
     jobs = here.jobs(sweep)
     assert [job["state"] for job in jobs] == ["finished", "finished"]
@@ -285,7 +304,7 @@ def test_the_signal_may_come_to_any_rank(here: Here, beginning: Path):
     os.kill(other_rank(start.pid), signal.SIGUSR2)
     here.ends(sweep)
     _, second = starts(directory)
-    [saved] = re.findall(r"is saved at step (\d+)", (directory / "log.txt").read_text())
+    [saved] = set(re.findall(r"is saved at step (\d+)", (directory / "log.txt").read_text()))
     assert second.step == int(saved) >= before["step"]
     alone = [row["train/loss"] for row in read(beginning / "outputs" / "smoke" / before["run"] / "metrics.jsonl")]
     assert [row["train/loss"] for row in read(directory / "metrics.jsonl")] == pytest.approx(alone, rel=1e-5)
@@ -309,17 +328,13 @@ def test_a_run_that_hits_its_time_limit_goes_on_after_it(here: Here, beginning: 
 
 
 def test_a_drained_node_and_a_restarted_controller_lose_nothing(cluster: Cluster, here: Here, beginning: Path):
-    node = f"NodeName={socket.gethostname().split('.')[0]}"
     sweep = here.submit(*LONG, *CLUSTER)
     here.reaches(sweep, 20_000)
-    cluster.run("scontrol", "update", node, "State=DRAIN", "Reason=test")
-    try:
+    with drained(cluster):
         waiting = here.submit(*SHORT, *CLUSTER)
         cluster.restart_controller()
         here.ends(sweep)
         assert [run["state"] for run in here.jobs(waiting)] == ["waiting"]
-    finally:
-        cluster.run("scontrol", "update", node, "State=RESUME")
     here.ends(waiting)
     [run] = here.jobs(sweep)
     assert run["starts"] == 1
@@ -344,3 +359,19 @@ def test_a_run_that_never_gets_on_is_given_up(here: Here):
     log = (directory / "log.txt").read_text()
     assert "another process works on this run" in log
     assert "2 starts in a row have not got beyond step 0, and infra.launch.restarts=1: given up" in log
+
+
+def test_the_commands_of_the_readme(here: Here):
+    block = re.search(r"^## Launch\n.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert block is not None
+    small = f"{' '.join(SHORT[1:])} tracking=none"
+    sweep = ""
+    for line in block[1].splitlines():
+        command = re.sub(r"\s+#.*", "", line).replace("$SWEEP", sweep).split()
+        if command[:2] == ["python", "train.py"]:
+            said = here.command("train", *command[2:], *small.split())
+            sweep = "".join(re.findall(r"^sweep (\w+):", said, re.MULTILINE)) or sweep
+        else:
+            assert command[0] == "llmtrain"
+            said = here.command(*command[1:])
+    assert "2 of 2 have ended" in said

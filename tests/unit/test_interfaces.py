@@ -10,10 +10,12 @@ import huggingface_hub.constants as hub
 import pytest
 
 from llmtrain import errors
+from llmtrain.launch.aks.cluster import CONNECT_S, READ_S
 from llmtrain.processes import STOPS
 from llmtrain.telemetry.comet_tracker import FLUSH_SECONDS
 from llmtrain.telemetry.outbox import WAITING_SHARE
 from llmtrain.training.ranks import group
+from llmtrain.training.ranks.torchrun import OTHER_NODES_S
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "interfaces.md"
@@ -104,13 +106,16 @@ def test_environment_variables_are_those_that_the_code_sets():
 
 def test_timeouts_are_those_of_the_code_and_the_libraries():
     given = {ast.unparse(word.value) for call in calls() for word in call.keywords if word.arg == "timeout"}
-    assert given == {"5", "FLUSH_SECONDS", "TIMEOUT"}
+    assert given == {"5", "FLUSH_SECONDS", "OTHER_NODES_S", "TIMEOUT"}
     assert (
         facts(section("Arrows"))
         == {
             "busy_timeout": "20000",  # tests/conf/test_schemas.py asks a database of ours
             "timeout": "5",
             "FLUSH_SECONDS": str(FLUSH_SECONDS),
+            "CONNECT_S": str(CONNECT_S),
+            "READ_S": str(READ_S),
+            "OTHER_NODES_S": str(OTHER_NODES_S),
             "TIMEOUT": str(group.TIMEOUT.total_seconds())[:-2],
             "WAITING_SHARE": str(WAITING_SHARE),
             "HF_HUB_DOWNLOAD_TIMEOUT": str(hub.DEFAULT_DOWNLOAD_TIMEOUT),

@@ -1,4 +1,4 @@
-"""Starting the ranks of a frozen run on this machine, as `torchrun --standalone --max-restarts=0` does.
+"""Starting the ranks of a frozen run on this machine, as `torchrun --max-restarts=0` does.
 
 The ranks begin from the run's config.json; the command line that froze it is not run again. torchrun's agent is used
 as a library, so that a signal reaches every rank and the rank that failed first decides the exit code.
@@ -11,9 +11,11 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import torch.distributed as dist
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -29,37 +31,64 @@ ERRORS: dict[int, type[LLMTrainError]] = {
 }
 PARTING = signal.SIGTERM, signal.SIGABRT
 """What the agent ends the other ranks with once one has failed, and how gloo ends one that has lost its peers."""
+LOOPBACK = "127.0.0.1"
+OTHER_NODES_S = 1800
+"""How long a machine waits for the others of its run to be there."""
 
 
-def run_ranks(directory: Path, ranks: int) -> None:
-    """Run the frozen run in `directory` on `ranks` processes, to its end.
+@dataclass(frozen=True)
+class Nodes:
+    """The machines of a run, each with as many ranks, and which of them this is."""
+
+    count: int
+    index: int
+    """From 0."""
+    meeting: str
+    """Host and port of machine 0, where all of them meet."""
+
+
+def run_ranks(directory: Path, ranks: int, nodes: Nodes | None = None) -> None:
+    """Run the frozen run in `directory` on `ranks` processes, to its end; where there are `nodes`, this one's share.
 
     SIGINT, SIGTERM and SIGUSR2 go on to every rank, which save and stop at the same step. Raises the error of the rank
-    that failed first, TryAgain where it was killed; the others have been stopped by then.
+    that failed first, TryAgain where it was killed; the others have been stopped by then. On other nodes they notice,
+    and stop themselves.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the message below says it in words
-    rendezvous = RendezvousParameters(
-        backend="c10d", endpoint="127.0.0.1:0", run_id=uuid.uuid4().hex, min_nodes=1, max_nodes=1,
-        local_addr="127.0.0.1", is_host=True,
-    )  # fmt: skip
     spec = WorkerSpec(
         role="llmtrain",
-        local_world_size=ranks,
+        local_world_size=ranks // nodes.count if nodes else ranks,
         entrypoint=sys.executable,
         args=("-m", "llmtrain.launch.rank", str(directory)),
-        rdzv_handler=get_rendezvous_handler(rendezvous),
+        rdzv_handler=get_rendezvous_handler(_over(nodes, directory.name) if nodes else _here()),
         max_restarts=0,
         monitor_interval=0.1,
-        local_addr="127.0.0.1",
+        local_addr=None if nodes else LOOPBACK,
     )
     agent = LocalElasticAgent(spec, logs_specs=DefaultLogsSpecs())
     try:
         with _forwarding(agent), importable():
             result = agent.run()
+    except dist.DistError as error:
+        raise TryAgain(f"the machines of {directory} have not met, or lost each other: {error}") from error
     finally:
         spec.rdzv_handler.shutdown()
     if result.is_failed():
         raise first_error(result.failures, directory)
+
+
+def _here() -> RendezvousParameters:
+    return RendezvousParameters(
+        backend="c10d", endpoint=f"{LOOPBACK}:0", run_id=uuid.uuid4().hex, min_nodes=1, max_nodes=1,
+        local_addr=LOOPBACK, is_host=True,
+    )  # fmt: skip
+
+
+def _over(nodes: Nodes, name: str) -> RendezvousParameters:
+    return RendezvousParameters(
+        backend="static", endpoint=nodes.meeting, run_id=name, min_nodes=nodes.count, max_nodes=nodes.count,
+        rank=nodes.index, timeout=OTHER_NODES_S,
+    )  # fmt: skip
 
 
 def first_error(failures: dict[int, ProcessFailure], directory: Path) -> LLMTrainError:
@@ -79,6 +108,10 @@ def first_error(failures: dict[int, ProcessFailure], directory: Path) -> LLMTrai
 
     rank = min(failures, key=followed)
     code = failures[rank].exitcode
+    if code == TryAgain.exit_code:
+        return TryAgain(
+            f"rank {rank} has lost a rank elsewhere; what {directory} has saved stays: the same command continues"
+        )
     if code >= 0:
         return RunFailed(f"rank {rank} ended with exit code {code}; its traceback is above")
     number = signal.Signals(-code)

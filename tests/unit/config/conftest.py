@@ -15,7 +15,7 @@ def _in_the_repository(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture(scope="session")
 def composer() -> Composer:
-    return Composer()
+    return Composer(files_stay=True)
 
 
 @pytest.fixture

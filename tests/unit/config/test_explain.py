@@ -39,7 +39,7 @@ def test_a_setting_with_every_place_that_set_it_the_newest_first(explain: Explai
 def test_an_interpolated_value_is_shown_resolved_and_as_it_is_written(explain: Explain):
     lines = explain("name", "model=qwen3_tiny").splitlines()
     assert lines[0] == "name = qwen3_tiny-pretrain"
-    assert lines[-1].startswith("  set by   conf/train.yaml:15  ${model.name}-${trainer.kind}  # experiment: directory")
+    assert lines[-1].startswith("  set by   conf/train.yaml:17  ${model.name}-${trainer.kind}  # experiment: directory")
 
 
 def test_a_setting_that_must_be_given_is_no_mistake_to_ask_about(explain: Explain):
@@ -81,7 +81,7 @@ def test_a_group_says_which_option_is_chosen_by_whom_and_lists_its_settings(expl
         "  metrics.jsonl only.\n"
         f"  wants    one of {', '.join(sorted(path.stem for path in Path('conf/tracking').glob('[a-z]*.yaml')))}\n"
         "  set by   override 'tracking=none'  none\n"
-        "  before   conf/train.yaml:9         mlflow\n"
+        "  before   conf/train.yaml:10        mlflow\n"
         "\n"
         "  tracking.kind  none  conf/tracking/none.yaml:3\n"
     )

@@ -12,7 +12,7 @@ from llmtrain.config.frozen import SCHEMA_VERSION, thaw
 from llmtrain.errors import UserError
 
 FROZEN = Path(__file__).parents[2] / "golden" / "frozen"
-RUN_IDS = {f"v{version}-{kind}": run_id for version in (1, 2)
+RUN_IDS = {f"v{version}-{kind}": run_id for version in (1, 2, 3)
            for kind, run_id in (("pretrain", "451c1ee774cb"), ("dpo", "a981d8941556"))}  # fmt: skip
 """The directories that these runs had when they were made."""
 CONFIG_BEFORE = {
@@ -41,6 +41,14 @@ BEFORE_DPO = {f"config.trainer.{name}": value for name, value in {
     "undesirable_weight": 1.0}.items()}  # fmt: skip
 
 
+BEFORE_4 = {f"config.{name}": value for name, value in {
+    "infra.launch.kind": "local", "infra.launch.parallel": 1, "infra.launch.restarts": 3, "environment.name": "dev",
+    "environment.outputs_dir": "outputs", "environment.tracking_uri": None, "environment.committed_code": False,
+    "environment.force": True, "environment.device_hours": None, "sweep.kind": "grid",
+    "sweep.metric": "validation/loss", "sweep.direction": "min"}.items()}  # fmt: skip
+"""What was done before schema 4 could say otherwise."""
+
+
 @pytest.mark.parametrize(("name", "run_id"), RUN_IDS.items())
 def test_a_frozen_config_of_an_older_schema_keeps_its_run_id_and_does_what_it_did(name: str, run_id: str):
     frozen = thaw(FROZEN / f"{name}.json")
@@ -48,11 +56,13 @@ def test_a_frozen_config_of_an_older_schema_keeps_its_run_id_and_does_what_it_di
     assert frozen.config.schema_version == SCHEMA_VERSION
     written = json.loads((FROZEN / f"{name}.json").read_text())
     now = frozen.model_dump(mode="json")
-    assert {path: value for path, value in leaves(now) if path not in dict(leaves(written))} == (
-        BEFORE | ({"config.trainer.sample_tokens": 0} if name.startswith("v1") else {})
-    ) | ({} if name.endswith("pretrain") else BEFORE_DPO) | (
-        {"config.trainer.packing": "stream"} if name.endswith("pretrain") else {}
-    )
+    expected = dict(BEFORE_4)
+    if written["config"]["schema_version"] < 3:
+        expected |= BEFORE | (BEFORE_DPO if name.endswith("dpo") else {"config.trainer.packing": "stream"})
+    if written["config"]["schema_version"] < 2:
+        expected["config.trainer.sample_tokens"] = 0
+    assert {path: value for path, value in leaves(now) if path not in dict(leaves(written))} == expected
+    assert written["config"]["infra"].pop("kind") == "local", "there was one kind"
     del now["config"]["schema_version"], written["config"]["schema_version"]
     assert dict(leaves(written)).items() <= dict(leaves(now)).items(), "nothing else is different"
 

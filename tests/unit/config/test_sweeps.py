@@ -4,7 +4,7 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from llmtrain.config.compose import expand_sweep, load_sweep
+from llmtrain.config.compose import Composer, expand_sweep, load_sweep
 from llmtrain.errors import ConfigError
 
 
@@ -61,7 +61,11 @@ def test_problems_of_all_points_are_told_once():
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
-        ("trainer.lr=interval(0,1)", "an interval has no points to try; write choice(...) or range(...)"),
+        (
+            "trainer.lr=interval(0,1)",
+            "a grid cannot try every number of an interval; write choice(...) or range(...), "
+            "or search it: sweep=tpe or sweep=asha",
+        ),
         ("model=glob(gpt*)", "the sweep has no values"),
         ("trainer.seed=range(3,0)", "the sweep has no values"),
     ],
@@ -70,3 +74,33 @@ def test_a_sweep_without_points_is_refused(override: str, reason: str):
     with pytest.raises(ConfigError) as error:
         expand_sweep([override])
     assert error.value.problems == [f"{override.partition('=')[0]}: {reason} (override '{override}')"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["trainer.lr=3e-4", "trainer=dpo", "trainer.loss=ipo", "model=qwen3_tiny"],
+        ["experiment=smoke", "trainer.budget_tokens=5_000", "data.corpus.modules=[json,re]"],
+        ["tracking=comet", "tracking.kind=none"],
+        ["model.tokenizer={kind: hf, path: somewhere}", "+trainer.lr=1"],
+        ["~experiment", "name=${model.name}-x", "infra=slurm", "infra.ranks=3", "infra.launch.nodes=2"],
+        ["trainer.lr=fast", "trainer.warmup_token=3", "model=qwen3_smal", "zzz=1", "trainer={lr: 2, sed: 1}"],
+        ["outputs_dir=???", "infra.launch.kind=slurm", "environment=prod"],
+        ["trainer.lr=[1", "model=hf", "data=text_files"],
+        ["hydra.searchpath=[file://nowhere]"],
+    ],
+)
+def test_what_is_kept_from_point_to_point_changes_no_answer(line: list[str]):
+    kept, fresh = Composer(files_stay=True), Composer()
+
+    def answer(composer: Composer) -> object:
+        try:
+            checked = composer.check(line)
+        except ConfigError as error:
+            return error.problems
+        chains = {key: [str(origin) for origin in chain] for key, chain in checked.origins().chains.items()}
+        return checked.config, [str(problem) for problem in checked.problems], checked.data, checked.open_keys, chains
+
+    expected = answer(fresh)
+    assert answer(kept) == expected
+    assert answer(kept) == expected, "the first answer did not change what is kept"

@@ -31,7 +31,7 @@ def test_a_run_asks_for_what_its_config_says(tmp_path: Path):
         tmp_path, "infra=slurm", "infra.ranks=8", "infra.launch.nodes=2", "infra.launch.partition=gpu",
         "infra.launch.account=team", "infra.launch.gpu_type=h100", "infra.launch.memory_gib_per_node=500",
         "infra.launch.minutes=90", "infra.launch.grace_seconds=300",
-        "infra.launch.options=[constraint=ib,exclusive]", "infra.launch.setup=[module load cuda]",
+        "infra.launch.options=['constraint=ib',exclusive]", "infra.launch.setup=[module load cuda]",
     )  # fmt: skip
     asked = dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in lines if line.startswith("#SBATCH"))
     folder = str(tmp_path / "0123abcd" / "slurm")

@@ -35,6 +35,12 @@ def test_a_killed_rank_is_named_although_the_others_end_because_of_it(tmp_path: 
     assert str(error).endswith(f"What {RUN} has saved stays: the same command continues")
 
 
+def test_where_all_have_lost_a_rank_it_was_on_another_machine(tmp_path: Path):
+    error = first_error({rank: failure(tmp_path, rank, TryAgain.exit_code) for rank in (2, 3)}, RUN)
+    assert isinstance(error, TryAgain)
+    assert str(error).startswith("rank 2 has lost a rank elsewhere")
+
+
 def test_those_that_the_agent_ended_are_not_to_blame(tmp_path: Path):
     ended = failure(tmp_path, 0, -signal.SIGTERM)
     error = first_error({0: ended, 1: failure(tmp_path, 1, -signal.SIGKILL)}, RUN)

@@ -1,0 +1,1 @@
+"""What differs between two configs in terms of what they do: quantities derived from them, and pull requests."""

@@ -1,0 +1,208 @@
+"""What is asked of a cluster's API server, and what its answers mean in words.
+
+Every request is repeated a few times where the server is busy or the connection breaks; that is safe, because objects
+have names that say which run they are.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import urllib3
+from kubernetes import client as k8s
+from kubernetes import config as kubeconfig
+from kubernetes.client.exceptions import ApiException
+from kubernetes.utils.retry import Backoff, on_retry_after_error, retry_after_seconds
+
+from llmtrain.config.launch import AKSLaunch
+from llmtrain.errors import LLMTrainError, TryAgain, UserError
+from llmtrain.launch.aks.manifests import RUN, Manifest, as_data
+from llmtrain.launch.aks.states import CANCELLED, has_ended
+
+CONNECT_S, READ_S = 10, 30
+"""Longest wait for a connection, and for the next bytes of an answer."""
+BACKOFF = Backoff(steps=6, duration=0.5, factor=2.0, jitter=0.2)
+"""Tries of a request, and the waits between them: 16 s in all where the server names no others."""
+LONGEST_WAIT_S = 60
+"""A server that wants more patience (Retry-After) is not waited for."""
+GONE_S, POLL_S = 60, 0.5
+"""How long an old Job of the same name is waited for to go."""
+UNREACHABLE = urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
+
+
+class Cluster:
+    """The namespace of `launch` in the cluster that the kubeconfig names. Raises UserError where it names none."""
+
+    def __init__(self, launch: AKSLaunch) -> None:
+        self.launch, self.namespace = launch, launch.namespace
+        self.client = _connection(launch.context)
+        self.batch, self.core = k8s.BatchV1Api(self.client), k8s.CoreV1Api(self.client)
+        self.has_answered = False
+
+    def check(self) -> None:
+        """Raises UserError where the namespace lacks what every pod needs."""
+        claim, account = self.launch.outputs_claim, self.launch.service_account
+        for kind, key, name, read in (
+            ("PersistentVolumeClaim", "outputs_claim", claim, self.core.read_namespaced_persistent_volume_claim),
+            ("ServiceAccount", "service_account", account, self.core.read_namespaced_service_account),
+        ):
+            if self.ask(read, name, self.namespace, but=(404,)) is None:
+                raise UserError(
+                    f"namespace {self.namespace} has no {kind} {name}: make it (`kubectl apply -k launchers/aks`), or "
+                    f"set infra.launch.{key} or infra.launch.namespace"
+                )
+
+    def create(self, manifest: Manifest) -> None:
+        """Have the Job of a run, whether it is there already or not; one of the same run that has ended makes room.
+
+        Raises UserError where the server refuses it, TryAgain where the server is busy or the old Job does not go.
+        """
+        patience = time.monotonic() + GONE_S
+        while (job := self.ask(self.batch.create_namespaced_job, self.namespace, manifest.job, but=(409,))) is None:
+            job = self.ask(self.batch.read_namespaced_job, manifest.name, self.namespace, but=(404,))
+            if job is not None:  # else it has gone in between
+                self._must_be_same_run(job, manifest)
+                if job.metadata.deletion_timestamp is None:
+                    if not has_ended(as_data(job)):
+                        break
+                    self.delete(manifest.name, job.metadata.uid)
+            if time.monotonic() > patience:
+                raise TryAgain(
+                    f"there is no room for the Job {manifest.name} after {GONE_S} s: pods of the last one still save. "
+                    f"The same command later; `kubectl --namespace {self.namespace} get pods` shows them"
+                )
+            time.sleep(POLL_S)
+        if manifest.service:
+            owner = k8s.V1OwnerReference(api_version="batch/v1", kind="Job", name=manifest.name, uid=job.metadata.uid)
+            manifest.service.metadata.owner_references = [owner]  # it goes with its Job
+            self.ask(self.core.create_namespaced_service, self.namespace, manifest.service, but=(409,))
+
+    def cancel(self, name: str) -> None:
+        """End a Job for good, its pods with time to save; nothing happens to one that has ended or gone.
+
+        A Job that has begun fails by its deadline, and stays listed; one that is still queued is deleted, because a
+        queue could start it again.
+        """
+        job = self.ask(self.batch.read_namespaced_job, name, self.namespace, but=(404,))
+        if job is None or has_ended(as_data(job)):
+            return
+        if job.spec.suspend:
+            self.delete(name, job.metadata.uid)
+            return
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        change = {"metadata": {"annotations": {CANCELLED: now}}, "spec": {"activeDeadlineSeconds": 1}}
+        self.ask(self.batch.patch_namespaced_job, name, self.namespace, change, but=(404,))
+
+    def delete(self, name: str, uid: str) -> None:
+        """Delete that very Job and its pods; it goes when they have gone."""
+        options = k8s.V1DeleteOptions(propagation_policy="Foreground", preconditions=k8s.V1Preconditions(uid=uid))
+        self.ask(self.batch.delete_namespaced_job, name, self.namespace, body=options, but=(404, 409))
+
+    def ask(self, request: Callable[..., Any], *args: Any, but: tuple[int, ...] = (), **kwargs: Any) -> Any:
+        """What the server answers to `request`, repeated where that may help; None where it answers with a status
+        that is in `but`. Raises UserError or TryAgain, in words."""
+
+        def once() -> Any:
+            found = request(*args, _request_timeout=(CONNECT_S, READ_S), **kwargs)
+            self.has_answered = True
+            return found
+
+        try:
+            return on_retry_after_error(BACKOFF, _may_pass, once)
+        except ApiException as error:
+            if error.status in but:
+                return None
+            raise self._in_words(error) from error
+        except urllib3.exceptions.HTTPError as error:
+            raise self._no_answer(error) from error
+
+    def _must_be_same_run(self, job: Any, manifest: Manifest) -> None:
+        theirs, ours = (item.metadata.annotations or {} for item in (job, manifest.job))
+        if theirs.get(RUN) != ours[RUN]:
+            raise UserError(
+                f"a Job {manifest.name} of something else is in namespace {self.namespace} ({theirs.get(RUN)}, not "
+                f"{ours[RUN]}): set another infra.launch.namespace, or another name="
+            )
+
+    def _in_words(self, error: ApiException) -> LLMTrainError:
+        said, space = _message(error), self.namespace
+        match error.status:
+            case 0:
+                return UserError(
+                    f"{self.client.configuration.host}: no trusted connection ({said}); get the cluster's certificate "
+                    f"anew: az aks get-credentials --overwrite-existing"
+                )
+            case 401:
+                return UserError(
+                    "the cluster does not accept your credentials: `az login`, then `az aks get-credentials "
+                    "--resource-group GROUP --name CLUSTER` and `kubelogin convert-kubeconfig -l azurecli`"
+                )
+            case 403:
+                return UserError(
+                    f"the cluster does not allow it: {said}\nAsk for the role `Azure Kubernetes Service RBAC Writer` "
+                    f"in namespace {space}; a quota is raised by whoever set it"
+                )
+            case 404:
+                return UserError(
+                    f"the cluster says: {said}\nIs there a namespace {space}? `kubectl apply -k launchers/aks` makes "
+                    f"it, or set infra.launch.namespace"
+                )
+            case status if _is_busy(status):
+                return TryAgain(f"the cluster is busy ({status}): {said}; the same command, later")
+        return UserError(f"the cluster refuses it ({error.status}): {said}\nSet infra.launch.* to what it takes")
+
+    def _no_answer(self, error: Exception) -> LLMTrainError:
+        host = self.client.configuration.host
+        if isinstance(error, UNREACHABLE) and not self.has_answered:
+            return UserError(
+                f"no cluster answers at {host}: is it running (`az aks show`, `az aks start`), does this machine reach "
+                f"it (VPN, private cluster), and is it the right one (`kubectl config current-context`, "
+                f"infra.launch.context)?"
+            )
+        return TryAgain(
+            f"the connection to {host} broke {BACKOFF.steps} times in a row ({error}); the same command, later"
+        )
+
+
+def _connection(context: str | None) -> k8s.ApiClient:
+    """By the kubeconfig. Raises UserError where there is none, or it lacks the context."""
+    path = os.environ.get("KUBECONFIG") or "~/.kube/config"
+    settings = k8s.Configuration()
+    settings.retries = False  # `Cluster.ask` repeats, also what urllib3 would not
+    try:
+        return kubeconfig.new_client_from_config(
+            config_file=path, context=context, persist_config=False, client_configuration=settings
+        )
+    except kubeconfig.ConfigException as error:
+        if not any(Path(part).expanduser().is_file() for part in path.split(os.pathsep)):
+            raise UserError(
+                f"there is no kubeconfig {path}: `az aks get-credentials --resource-group GROUP --name CLUSTER` makes "
+                f"one, or set KUBECONFIG"
+            ) from error
+        raise UserError(
+            f"{path}: {str(error).removeprefix('Invalid kube-config file. ')}\n"
+            f"`kubectl config get-contexts` lists what it has; set infra.launch.context to one of them"
+        ) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may be answered in a moment."""
+    if isinstance(error, ApiException):
+        return _is_busy(error.status) and (retry_after_seconds(error) or 0) <= LONGEST_WAIT_S
+    return isinstance(error, urllib3.exceptions.HTTPError)
+
+
+def _is_busy(status: int) -> bool:
+    """Too many requests, something of its own, or a list that has changed too much while it was read (410)."""
+    return status in (410, 429) or status >= 500
+
+
+def _message(error: ApiException) -> str:
+    """The server's own words."""
+    try:
+        return str(json.loads(error.body)["message"])
+    except (KeyError, TypeError, ValueError):
+        return str(error.reason)

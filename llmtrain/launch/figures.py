@@ -1,0 +1,61 @@
+"""A run's figures, from the files in its directory. Imports nothing that trains."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+READ_BYTES = 65_536
+"""From the end of metrics.jsonl: rows enough for the newest of each figure."""
+
+
+def last_rows(directory: Path) -> list[dict[str, Any]]:
+    """The last rows of metrics.jsonl, which may be growing: whole lines only."""
+    try:
+        with (directory / "metrics.jsonl").open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - READ_BYTES))
+            lines = file.read().split(b"\n")[(1 if size > READ_BYTES else 0) : -1]
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
+
+
+def rows_of(directory: Path, name: str) -> Iterator[tuple[int, float]]:
+    """Tokens and value of each row that has the figure, oldest first."""
+    try:
+        content = (directory / "metrics.jsonl").read_bytes()
+    except FileNotFoundError:
+        return
+    for line in content.split(b"\n")[:-1]:
+        row = json.loads(line)
+        if name in row:
+            yield row["tokens"], _number(row[name])
+
+
+def figure(directory: Path, name: str) -> float | None:
+    """The last value of a figure: that of the finished run's record where it has one, else metrics.jsonl's newest."""
+    record = directory / "trained.json"
+    if record.exists() and name in (last := json.loads(record.read_bytes())["metrics"]):
+        return _number(last[name])
+    values = [value for _, value in rows_of(directory, name)]
+    return values[-1] if values else None
+
+
+def newest_tokens(directory: Path) -> int:
+    """How far the run has come; 0 before its first row."""
+    rows = last_rows(directory)
+    return rows[-1]["tokens"] if rows else 0
+
+
+def trained_seconds(directory: Path) -> float:
+    """How long the run has trained, all starts together; 0 before its first row."""
+    rows = last_rows(directory)
+    return float(rows[-1]["seconds"]) if rows else 0.0
+
+
+def _number(value: Any) -> float:
+    """JSON has no NaN and no infinity: they stand there as text, which `float` reads."""
+    number = float(value)
+    return number if math.isfinite(number) else math.nan

@@ -1,0 +1,73 @@
+"""What an environment lets be submitted."""
+
+from pathlib import Path
+
+import pytest
+
+from llmtrain.config.compose import load_config
+from llmtrain.config.frozen import FrozenRun, Resolved
+from llmtrain.errors import UserError
+from llmtrain.launch.engine import Run
+from llmtrain.launch.submit import check_hours, check_policies
+from llmtrain.training import machine
+
+ADDRESSES = ["environment.outputs_dir=here", "environment.tracking_uri=http://127.0.0.1:5000"]
+RESOLVED = Resolved(
+    tokenizer_path="t", tokenizer_sha256="0", text_path="d", text_sha256="0", pairs_path=None, pairs_sha256=None,
+    parent_version=None, parent_path=None, parent_weights_sha256=None,
+)  # fmt: skip
+
+
+def run(directory: Path, *overrides: str) -> Run:
+    config = load_config(["model=qwen3_tiny", f"outputs_dir={directory}", *overrides])
+    return Run(directory / "a" / "b", FrozenRun(config=config, resolved=RESOLVED, attempt=1))
+
+
+def test_an_environment_carries_the_addresses():
+    config = load_config(["environment=prod", *ADDRESSES])
+    assert config.outputs_dir == "here"
+    assert config.tracking.uri == "http://127.0.0.1:5000"
+    assert load_config([]).outputs_dir == "outputs"
+    assert load_config(["environment=prod", *ADDRESSES, "outputs_dir=there"]).outputs_dir == "there"
+
+
+def test_force_passes_only_where_it_may():
+    check_policies(load_config([]).environment, force=True)
+    staging = load_config(["environment=staging", *ADDRESSES]).environment
+    check_policies(staging, force=False)
+    with pytest.raises(UserError, match=r"environment=staging does not let --force pass"):
+        check_policies(staging, force=True)
+
+
+def test_prod_takes_committed_code_only(monkeypatch: pytest.MonkeyPatch):
+    prod = load_config(["environment=prod", *ADDRESSES]).environment
+    for commit, refused in (("0123456789ab", False), (None, False), ("0123456789ab" + machine.CHANGES, True)):
+        monkeypatch.setattr(machine, "commit", lambda commit=commit: commit)
+        check_policies(load_config([]).environment, force=False)
+        if refused:
+            with pytest.raises(UserError, match="environment=prod submits committed code only"):
+                check_policies(prod, force=False)
+        else:
+            check_policies(prod, force=False)
+
+
+def test_hours_are_those_of_the_plans_and_of_all_ranks(tmp_path: Path):
+    def needed(*overrides: str, number: int = 1) -> float:
+        one = run(tmp_path, "infra=h100_x8", "trainer.budget_tokens=1_000_000_000_000", *overrides)
+        environment = one.frozen.config.environment.model_copy(update={"device_hours": 1e-9})
+        with pytest.raises(UserError, match="hours of devices by their plans, and environment=dev allows 1e-09") as why:
+            check_hours(environment, [one] * number)
+        check_hours(environment.model_copy(update={"device_hours": 1e9}), [one] * number)
+        return float(str(why.value).split("take ")[1].split(" ")[0])
+
+    one = needed()
+    assert one > 8
+    assert needed(number=3) == pytest.approx(3 * one, rel=0.01)
+
+
+def test_hours_of_machines_that_nobody_has_described_are_not_known(tmp_path: Path):
+    one = run(tmp_path, "infra=slurm")
+    check_hours(one.frozen.config.environment, [one])
+    limited = one.frozen.config.environment.model_copy(update={"device_hours": 10.0})
+    with pytest.raises(UserError, match=r"knows nothing of the machines of infra\.launch\.kind=slurm; say what they"):
+        check_hours(limited, [one])
