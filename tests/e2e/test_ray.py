@@ -51,7 +51,7 @@ LONG = (*TINY, "trainer.budget_tokens=80_000")
 NODES = 2
 CPUS = 2.0
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.campaign]
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
