@@ -71,7 +71,8 @@ class RayEngine:
 
     def find(self, sweep: Path, runs: Sequence[Run]) -> dict[Path, str]:
         """The handles of those `runs`, by their directories, that a living driver of the sweep works on."""
-        client, wanted, found = self._client(), {str(run.directory.resolve()): run.directory for run in runs}, {}
+        client, wanted = self._client(), {str(run.directory.resolve()): run.directory for run in runs}
+        found: dict[Path, str] = {}
         for file in sorted(sweep.resolve().glob("llmtrain-*.json")):
             open_ones = [
                 (wanted[entry["directory"]], number)
