@@ -1,4 +1,7 @@
-"""Runs and sweeps on a real Slurm of one node (scripts/slurm-up): preempted, requeued, killed, and equal in the end."""
+"""Runs and sweeps on a real Slurm of one node (scripts/slurm-up): preempted, requeued, killed, and equal in the end.
+
+Those marked `campaign` (the time limit, a signal to the other rank, scontrol requeue) run with scripts/test-full.
+"""
 
 import json
 import os
@@ -33,8 +36,8 @@ TINY = [
     "trainer.checkpoint_every_tokens=20_000",
 ]
 SHORT = [*TINY, "trainer.budget_tokens=20_000"]
-LONG = [*TINY, "trainer.budget_tokens=200_000"]
-"""Some 20 seconds of training on one slow core: time to be disturbed in."""
+LONG = [*TINY, "trainer.budget_tokens=120_000"]
+"""Some 15 seconds of training on one slow core: time to be disturbed in."""
 CLUSTER = [
     "infra=slurm_cpu",
     "infra.launch.minutes=20",
@@ -255,6 +258,7 @@ def test_a_preempted_run_saves_comes_back_and_ends_equal(cluster: Cluster, here:
     assert second.step == int(saved) >= before["step"] > first.step == 0
 
 
+@pytest.mark.campaign
 def test_a_run_that_is_requeued_comes_back(cluster: Cluster, here: Here, beginning: Path):
     sweep = here.submit(*LONG, *CLUSTER)
     run = here.reaches(sweep, 40_000)
@@ -296,6 +300,7 @@ def test_a_killed_run_loses_at_most_a_checkpoint_interval(here: Here, beginning:
     assert [row["train/loss"] for row in rows] == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.campaign
 def test_the_signal_may_come_to_any_rank(here: Here, beginning: Path):
     sweep = here.submit(*LONG, *CLUSTER, "infra.ranks=2")
     before = here.reaches(sweep, 40_000)
@@ -317,6 +322,7 @@ def other_rank(pid: int) -> int:
     return other
 
 
+@pytest.mark.campaign
 def test_a_run_that_hits_its_time_limit_goes_on_after_it(here: Here, beginning: Path):
     """Slurm signals up to a minute early: with a limit of one minute, soon after the start."""
     sweep = here.submit(*LONG, *CLUSTER, "infra.launch.minutes=1", "infra.launch.grace_seconds=30")

@@ -115,6 +115,7 @@ def test_a_search_that_is_stopped_and_killed_ends_with_each_point_once(place: Pa
     assert re.search(r"^bit-equal: weights \w{12}, and \d+ rows of metrics$", said, re.MULTILINE)
 
 
+@pytest.mark.campaign
 def test_asha_stops_a_run_that_falls_behind(place: Path):
     command = (
         "python train.py -m experiment=smoke name=halving sweep=asha sweep.rung_tokens=2_000 sweep.reduction=2 "
