@@ -89,12 +89,16 @@ def test_a_run_is_cancelled_and_goes_on_when_it_is_asked_for_again(here: Path):
     assert command(here, "jobs", "cancel", sweep) == "1 told to stop\n"
     assert "stopped: cancelled" in command(here, "jobs", "wait", sweep, code=3)
     assert submit(here, *TINY, LONG) == sweep
-    again = under_way(here, sweep)
-    assert again["state"] == "running"
-    assert "another process" not in (here / run["directory"] / "log.txt").read_text()
+    log = here / run["directory"] / "log.txt"
+    for _ in range(900):
+        if "continuing from step-" in log.read_text():
+            break
+        time.sleep(0.1)
+    assert jobs(here, sweep)[0]["state"] == "running"
+    assert "another process" not in log.read_text()
     command(here, "jobs", "cancel", sweep)
     command(here, "jobs", "wait", sweep, code=3)
-    assert (here / run["directory"] / "log.txt").read_text().count("continuing from step-") == 1
+    assert log.read_text().count("continuing from step-") == 1
 
 
 def test_a_killed_run_is_started_again_and_a_killed_supervisor_is_told_of(here: Path):
