@@ -135,18 +135,6 @@ def test_a_killed_run_is_started_again_and_a_killed_supervisor_is_told_of(here: 
             ["train", "-m", *TINY, "infra=local_cpu,slurm_cpu", "--dry-run"],
             "the points of a sweep differ in infra.launch or infra.ranks",
         ),
-        (
-            [
-                "train",
-                "experiment=smoke",
-                "trainer=dpo",
-                "name=x",
-                "model.hidden_size=32",
-                "infra=slurm_cpu",
-                "--dry-run",
-            ],
-            "submit its pretraining first (the same command with trainer=pretrain)",
-        ),
     ],
 )
 def test_what_cannot_be_done_is_said(here: Path, words: list[str], said: str):

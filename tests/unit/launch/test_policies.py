@@ -8,8 +8,9 @@ from llmtrain.config.compose import load_config
 from llmtrain.config.frozen import FrozenRun, Resolved
 from llmtrain.errors import UserError
 from llmtrain.launch.engine import Run
-from llmtrain.launch.submit import check_hours, check_policies
+from llmtrain.launch.submit import check_hours, check_policies, submit
 from llmtrain.training import machine
+from llmtrain.training import run as training_run
 
 ADDRESSES = ["environment.outputs_dir=here", "environment.tracking_uri=http://127.0.0.1:5000"]
 RESOLVED = Resolved(
@@ -71,3 +72,12 @@ def test_hours_of_machines_that_nobody_has_described_are_not_known(tmp_path: Pat
     limited = one.frozen.config.environment.model_copy(update={"device_hours": 10.0})
     with pytest.raises(UserError, match=r"knows nothing of the machines of infra\.launch\.kind=slurm; say what they"):
         check_hours(limited, [one])
+
+
+def test_a_missing_base_is_not_trained_where_runs_are_submitted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training_run, "frozen_run", lambda config, train_base, **how: train_base())
+    config = load_config(["trainer=dpo", "infra=slurm_cpu"])
+    with pytest.raises(UserError, match=r"submit its pretraining first \(the same command with trainer=pretrain\)"):
+        submit([(["trainer=dpo"], config)], dry_run=True)
+    with pytest.raises(UserError, match=r"^point 1 of 2, trainer\.seed=1: trainer\.init_from=latest finds no model"):
+        submit([(["trainer.seed=1"], config), (["trainer.seed=2"], config)], dry_run=True)
