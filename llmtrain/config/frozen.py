@@ -113,7 +113,7 @@ def _with_what_was_added(config: dict[str, Any], version: int) -> dict[str, Any]
     """`config`, of the schema before `version`, with the settings that it added: they do what was done before."""
     config = json.loads(json.dumps(config)) | {"schema_version": version}
     if version == 4:  # there was one kind of infra; who starts the processes is infra.launch.kind now
-        config["infra"].pop("kind")
+        config["infra"].pop("kind", None)
     for setting in settings():
         *group, name = setting.key
         for note in setting.field.metadata:
