@@ -76,7 +76,7 @@ def test_nothing_that_counts_has_changed(history: History, diff: Diff):
 
 @pytest.mark.usefixtures("no_plans")
 def test_speed_needs_no_label_and_touches_all_that_use_it(history: History):
-    history.edit("conf/infra/local_cpu.yaml", "micro_batch_tokens: 4096", "micro_batch_tokens: 8192")
+    history.edit("conf/infra/_cpu.yaml", "micro_batch_tokens: 4096", "micro_batch_tokens: 8192")
     history.commit()
     found = examine("HEAD^1", "HEAD", history.top)
     assert not found.needs_label
@@ -148,7 +148,7 @@ def test_what_a_file_says_formats_nothing(history: History):
 @pytest.mark.usefixtures("no_plans")
 def test_a_long_comment_is_cut_between_sections(history: History, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pull_request, "MOST_CHARACTERS", 1500)
-    history.edit("conf/infra/local_cpu.yaml", "micro_batch_tokens: 4096", "micro_batch_tokens: 8192")
+    history.edit("conf/infra/_cpu.yaml", "micro_batch_tokens: 4096", "micro_batch_tokens: 8192")
     history.commit()
     text = comment(examine("HEAD^1", "HEAD", history.top))
     assert len(text) < 2500
