@@ -129,7 +129,7 @@ def test_what_is_new_is_new_even_if_it_is_pinned_at_once(history: History, repos
 
 @pytest.mark.usefixtures("no_plans")
 def test_a_price_changes_plans_and_no_run(history: History):
-    history.edit("conf/infra/h100.yaml", "price_per_hour: 12.29", "price_per_hour: 2.5")
+    history.edit("conf/infra/_h100.yaml", "price_per_hour: 12.29", "price_per_hour: 2.5")
     history.commit()
     found = examine("HEAD^1", "HEAD", history.top)
     assert len(found.changes) == len(found.compared)
