@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.diff import pull_request
+from llmtrain.diff import derived, pull_request
 from llmtrain.diff.pull_request import LABEL, MARKER, NEEDS_LABEL, Change, comment, examine
 from tests.unit.diff.conftest import Diff, History
 
@@ -18,7 +18,8 @@ SMOKE = "conf/experiment/smoke.yaml"
 
 @pytest.fixture
 def no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans take seconds each; one test makes them."""
+    """Plans and counts take seconds each; one test makes them."""
+    monkeypatch.setattr(derived, "counted", lambda *_: {})
     monkeypatch.setattr(pull_request._Work, "_plan", lambda *_: {"steps": "some"})
 
 
