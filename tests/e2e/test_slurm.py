@@ -1,6 +1,7 @@
 """Runs and sweeps on a real Slurm of one node (scripts/slurm-up): preempted, requeued, killed, and equal in the end.
 
-Those marked `campaign` (the time limit, a signal to the other rank, scontrol requeue) run with scripts/test-full.
+Those marked `campaign` (the time limit, a signal to the other rank, scontrol requeue, scancel, a drained node) run with
+scripts/test-full.
 """
 
 import json
@@ -170,7 +171,7 @@ def beginning(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture
 def here(cluster: Cluster, beginning: Path, tmp_path: Path) -> Here:
     """A working directory with prepared data and no runs."""
-    for name in ("data", "tokenizers", "plan"):
+    for name in ("data", "tokenizers"):
         shutil.copytree(beginning / "outputs" / name, tmp_path / "outputs" / name)
     return Here(tmp_path, cluster)
 
@@ -269,6 +270,7 @@ def test_a_run_that_is_requeued_comes_back(cluster: Cluster, here: Here, beginni
     assert_equal_to_undisturbed(beginning, here, run)
 
 
+@pytest.mark.campaign
 def test_a_cancelled_run_ends_and_the_same_command_goes_on(cluster: Cluster, here: Here, beginning: Path):
     sweep = here.submit(*LONG, *CLUSTER)
     here.reaches(sweep, 40_000)
@@ -333,6 +335,7 @@ def test_a_run_that_hits_its_time_limit_goes_on_after_it(here: Here, beginning: 
     assert_equal_to_undisturbed(beginning, here, run)
 
 
+@pytest.mark.campaign
 def test_a_drained_node_and_a_restarted_controller_lose_nothing(cluster: Cluster, here: Here, beginning: Path):
     sweep = here.submit(*LONG, *CLUSTER)
     here.reaches(sweep, 20_000)
