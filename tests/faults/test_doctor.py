@@ -60,6 +60,12 @@ def examined(notes: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., t
     return train_and_examine
 
 
+def the(kind: str, findings: list[dict]) -> dict:
+    """The only finding of a kind; a machine that is busy with other things may give others beside it."""
+    (found,) = (one for one in findings if one["kind"] == kind)
+    return found
+
+
 def at_step(step: int, act: Callable[[TokenClock], None]) -> Callable:
     """A training step that does `act` before step `step`."""
     original = TokenClock.training_step
@@ -92,8 +98,8 @@ def test_a_data_set_that_is_slow_is_a_data_stall(examined, monkeypatch):
         return read(steps, step)
 
     monkeypatch.setattr(TextSteps, "__getitem__", slow)
-    _, [finding] = examined(12)
-    assert finding["kind"] == "data stall"
+    _, findings = examined(12)
+    finding = the("data stall", findings)
     assert finding["facts"]["seconds_a_step"] >= 0.06
     assert finding["facts"]["seconds"] >= 12 * 0.06
     assert 0.15 < finding["cost_share"] < 1
@@ -110,8 +116,9 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_that_are_filled_up_are_padding(examined, monkeypatch):
     """A step's 256 tokens in rows of 640: 384 of 640 are padding; rows of 256 would have none."""
     eager(monkeypatch)
-    _, [finding] = examined(8, "infra.compile=true", "infra.micro_batch_tokens=600", "trainer.sample_tokens=9")
-    assert finding["kind"] == "padding", "samples, which grow, are not compiled"
+    _, findings = examined(8, "infra.compile=true", "infra.micro_batch_tokens=600", "trainer.sample_tokens=9")
+    finding = the("padding", findings)
+    assert all(one["kind"] != "recompiles" for one in findings), "samples, which grow, are not compiled"
     assert finding["facts"] == {"share": 0.6, "row_tokens": 640}
     assert finding["remedies"] == [
         "infra.micro_batch_tokens=256 leaves 0% padding",
@@ -126,7 +133,7 @@ def test_rows_of_many_shapes_are_compiled_again_and_again(examined, monkeypatch)
         Path(f"notes/{number:02}.txt").write_text((3 * NOTES[number])[: 650 + 12 * number])
     shape = ("trainer.packing=documents", "trainer.sequence_tokens=256", "trainer.batch_rows=1")
     run, findings = examined(16, "infra.compile=true", "infra.micro_batch_tokens=20", *shape)
-    (finding,) = (one for one in findings if one["kind"] == "recompiles")
+    finding = the("recompiles", findings)
     reasons = [row.compile_reasons for row in vitals.read(run / "vitals.jsonl")]
     assert finding["facts"]["recompiles"] == sum(sum(row.values()) for row in reasons) > 4
     assert "size mismatch at index 1" in finding["details"][0]
@@ -146,7 +153,7 @@ def test_a_read_of_the_gpu_in_each_micro_batch_is_found_with_its_place(examined,
 
     monkeypatch.setattr(CrossEntropy, "loss", reading)
     _, findings = examined(12, "infra=local_gpu", "infra.compile=false", "infra.micro_batch_tokens=64")
-    (finding,) = (one for one in findings if one["kind"] == "host syncs")
+    finding = the("host syncs", findings)
     assert finding["facts"]["micro_batches_a_step"] == 4
     assert finding["facts"]["syncs_a_step"] >= 40
     assert "test_doctor.py" in finding["details"][0]
@@ -159,8 +166,8 @@ def test_a_weight_that_is_no_number_is_named_with_its_layer(examined, monkeypatc
         module.model.get_submodule(layer).weight.data[3, 5] = torch.nan
 
     monkeypatch.setattr(TokenClock, "training_step", at_step(7, spoil))
-    run, [finding] = examined(12, ends=3)
-    assert finding["kind"] == "not finite"
+    run, findings = examined(12, ends=3)
+    finding = the("not finite", findings)
     sickness = json.loads((run / "sickness.json").read_text())
     assert (sickness["step"], sickness["tokens"], sickness["loss"]) == (7, 7 * STEP_TOKENS, "NaN")
     origin = sickness["origin"]
@@ -186,7 +193,8 @@ def test_a_poisoned_token_is_named_with_its_document(examined, monkeypatch):
         module.model.get_input_embeddings().weight.data[list(own)] = torch.inf
 
     monkeypatch.setattr(TokenClock, "training_step", at_step(2, spoil))
-    _, [finding] = examined(40, "model.tie_word_embeddings=false", ends=3)
+    _, findings = examined(40, "model.tie_word_embeddings=false", ends=3)
+    finding = the("not finite", findings)
     origin = finding["facts"]["origin"]
     assert (origin["direction"], origin["layer"], origin["weight"]) == ("forward", "model.embed_tokens", "weight")
     assert finding["details"][0].startswith("first at token ")
@@ -204,7 +212,8 @@ def test_a_gradient_that_is_no_number_is_named_with_its_layer(examined, monkeypa
         module.model.get_submodule(layer).register_forward_hook(infinite)
 
     monkeypatch.setattr(TokenClock, "training_step", at_step(3, spoil))
-    _, [finding] = examined(8, ends=3)
+    _, findings = examined(8, ends=3)
+    finding = the("not finite", findings)
     origin = finding["facts"]["origin"]
     assert (origin["direction"], origin["layer"]) == ("backward", layer)
     assert "gradient norm nan" in finding["seen"]
