@@ -38,6 +38,7 @@ NOT_HERE: dict[type[Settings], tuple[str, ...]] = {
     Infra: ("hardware", "strategy", "offload"),  # plans, and runs of several ranks: tests/unit/plan, tests/e2e
     **{launch: tuple(launch.model_fields) for launch in (LocalLaunch, SlurmLaunch, RayLaunch, AKSLaunch)},  # launching
     **{sweep: tuple(sweep.model_fields) for sweep in (GridSweep, TPESweep, ASHASweep)},  # tests/unit/launch
+    TrainConfig: ("environment",),  # submitting
     Environment: tuple(Environment.model_fields),  # submitting: tests/unit/launch/test_policies.py
     MeasuredHardware: tuple(MeasuredHardware.model_fields),  # plans
     PublishedHardware: tuple(PublishedHardware.model_fields),  # plans
