@@ -1,6 +1,6 @@
 """Runs and sweeps on a real Slurm of one node (scripts/slurm-up): preempted, requeued, killed, and equal in the end.
 
-Those marked `campaign` run with scripts/test-full; they take minutes, and not all of them have passed yet as they stand.
+Those marked `campaign` run with scripts/test-full: they take minutes, and not all have passed yet as they stand.
 """
 
 import json
