@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Origins:
     def add_file(self, path: Path, package: Key) -> None:
         """Note every key of an option's file, which Hydra places under `package`, and each option that it chooses."""
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, yaml.SafeLoader)
+        node = _parsed(text)
         if isinstance(node, yaml.MappingNode):
             for key, name, value in [entry for entry in _entries(node, package) if entry[0] != (*package, "defaults")]:
                 self._add(key, _origin(path, text, name, value))
@@ -75,6 +76,11 @@ def shown(path: Path) -> str:
     """The path as people write it: relative where it is inside the working directory."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> yaml.Node | None:
+    return yaml.compose(text, yaml.SafeLoader)
 
 
 def _nearest(key: Key) -> Iterator[Key]:

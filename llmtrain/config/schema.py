@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -26,17 +27,19 @@ class Setting:
     kinds: dict[str, str]
 
 
-def settings(
-    model: type[Settings] = TrainConfig, key: Key = (), kinds: dict[str, str] | None = None
-) -> Iterator[Setting]:
+@cache
+def settings() -> tuple[Setting, ...]:
     """Every setting, groups included, parents first; one that several kinds share comes once for each."""
-    kinds = kinds or {}
+    return tuple(_settings(TrainConfig, (), {}))
+
+
+def _settings(model: type[Settings], key: Key, kinds: dict[str, str]) -> Iterator[Setting]:
     for name, field in model.model_fields.items():
         here = (*key, name)
         yield Setting(here, field, kinds)
         groups = variants(field)
         for kind, group in groups.items():
-            yield from settings(group, here, {**kinds, ".".join((*here, "kind")): kind} if len(groups) > 1 else kinds)
+            yield from _settings(group, here, {**kinds, ".".join((*here, "kind")): kind} if len(groups) > 1 else kinds)
 
 
 def variants(field: FieldInfo) -> dict[str, type[Settings]]:
@@ -67,7 +70,12 @@ def key_of(location: tuple[int | str, ...]) -> Key:
 
 def setting_at(key: Key, data: dict[str, Any]) -> Setting | None:
     """The setting of that name, for the kinds that `data` has chosen."""
-    return next((setting for setting in settings() if setting.key == key and exists_in(setting, data)), None)
+    return next((setting for setting in _named().get(key, ()) if exists_in(setting, data)), None)
+
+
+@cache
+def _named() -> dict[Key, list[Setting]]:
+    return {key: [one for one in settings() if one.key == key] for key in {one.key for one in settings()}}
 
 
 def exists_in(setting: Setting, data: dict[str, Any]) -> bool:
