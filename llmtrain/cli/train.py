@@ -168,6 +168,8 @@ def _run(flags: dict[str, str], overrides: list[str], directories: list[Path]) -
 
         submit(points, again="--again" in flags, force="--force" in flags, dry_run="--dry-run" in flags)
         return 0
+    if limits := [name for name in ("budget_device_hours", "budget_usd") if getattr(points[0][1].sweep, name)]:
+        raise UsageError(f"sweep.{limits[0]} of a grid is held against its plans when it is submitted: add --detach")
     from llmtrain.training.run import train  # seconds of imports: only once the config is known to be good
 
     if len(points) == 1:

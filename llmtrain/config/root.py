@@ -10,7 +10,7 @@ from llmtrain.config.data import ChatData, Data, PreferenceData, TextData, VoteF
 from llmtrain.config.environment import Environment
 from llmtrain.config.infra import Infra
 from llmtrain.config.model import Model, Qwen3Model
-from llmtrain.config.sweep import ASHASweep, GridSweep, Sweep
+from llmtrain.config.sweep import ASHASweep, Sweep
 from llmtrain.config.tracking import Tracking
 from llmtrain.config.trainer import DistillTrainer, DPOTrainer, PretrainTrainer, SFTTrainer, Trainer
 
@@ -68,10 +68,8 @@ class TrainConfig(Settings):
 
 
 def _sweep_fits(config: TrainConfig) -> None:
-    """Raises ValueError where a search cannot measure what it is to stop by."""
+    """Raises ValueError where a sweep cannot measure what it is to stop by."""
     sweep, trainer = config.sweep, config.trainer
-    if isinstance(sweep, GridSweep):
-        return
     if sweep.budget_usd is not None and config.infra.hardware.price_per_hour is None:
         raise ValueError(
             "sweep.budget_usd needs a price: set infra.hardware.price_per_hour, or sweep.budget_device_hours instead"

@@ -23,6 +23,11 @@ class GridSweep(Settings):
     """What `llmtrain jobs collect` compares points by: a name in metrics.jsonl or of the last figures (`test/loss`)."""
     direction: Annotated[Direction, Added(4, "min")]
     """Which end of the metric is the better one."""
+    budget_device_hours: Annotated[Budget, Added(4, None)]
+    """Ranks x hours that all points together may take by their plans: more of them are not submitted; null is no
+    limit."""
+    budget_usd: Annotated[Budget, Added(4, None)]
+    """The same in US dollars, by `infra.hardware.price_per_hour`; null is no limit."""
 
 
 class TPESweep(Settings):

@@ -50,7 +50,7 @@ def submit(
     if dry_run:
         say(engine.script(place.path, todo) if todo else "nothing to submit")
         return place
-    check_hours(environment, todo)
+    check_plans(todo)
     for run in todo:
         freeze(run.frozen, force=force)
     with place.alone():
@@ -130,32 +130,48 @@ def check_policies(environment: Environment, *, force: bool) -> None:
         raise UserError(f"{where} submits committed code only, and this checkout has changes; commit or stash them")
 
 
-def check_hours(environment: Environment, runs: Sequence[Run]) -> None:
-    """Raises UserError where the runs take more hours of devices by their plans than the environment allows."""
-    if environment.device_hours is None:
+def check_plans(runs: Sequence[Run]) -> None:
+    """Raises UserError where the runs take more hours of devices, or money, by their plans than the sweep's budget or
+    the environment allows."""
+    config = runs[0].frozen.config if runs else None
+    if config is None or not (limits := _limits(config)):
         return
     from llmtrain.plan.machine import resident_bytes
     from llmtrain.training import device
     from llmtrain.training.planned import planner
 
-    hours = 0.0
+    taken = {"hours": 0.0, "usd": 0.0}
     for run in runs:
         if not device.is_known(run.infra):
             raise UserError(
-                f"environment={environment.name} allows {environment.device_hours:g} hours of devices, and a plan "
-                f"without infra.hardware.kind=published knows nothing of the machines of infra.launch.kind="
-                f"{run.infra.launch.kind}; say what they are (conf/infra/_h100.yaml shows how), or set "
-                f"environment.device_hours=null"
+                f"{limits[0][0]} ({limits[0][1]}), and a plan without infra.hardware.kind=published knows nothing of "
+                f"the machines of infra.launch.kind={run.infra.launch.kind}; say what they are "
+                f"(conf/infra/_h100.yaml shows how), or set {limits[0][1]}=null"
             )
-        config = run.frozen.config
-        seconds = planner(config, Path(config.outputs_dir), resident_bytes()).plan().eta_seconds
-        hours += (seconds or 0) * run.infra.ranks / 3600
-    if hours > environment.device_hours:
-        raise UserError(
-            f"{len(runs)} runs take {hours:.1f} hours of devices by their plans, and environment={environment.name} "
-            f"allows {environment.device_hours:g}; submit fewer, lower trainer.budget_tokens, or raise "
-            f"environment.device_hours"
-        )
+        plan = planner(run.frozen.config, Path(run.frozen.config.outputs_dir), resident_bytes()).plan()
+        taken["hours"] += (plan.eta_seconds or 0) * run.infra.ranks / 3600
+        taken["usd"] += plan.cost_usd or 0
+    for allows, key, limit in limits:
+        unit = "usd" if key.endswith("usd") else "hours"
+        if taken[unit] > limit:
+            words = (
+                f"cost {taken[unit]:.2f} US dollars" if unit == "usd" else f"take {taken[unit]:.1f} hours of devices"
+            )
+            raise UserError(
+                f"{len(runs)} runs {words} by their plans, and {allows}; submit fewer, lower trainer.budget_tokens, or "
+                f"raise {key}"
+            )
+
+
+def _limits(config: TrainConfig) -> list[tuple[str, str, float]]:
+    """For each limit that is set: what allows how much, in words; its key; the number."""
+    environment, sweep = config.environment, config.sweep
+    limits = [
+        (f"environment={environment.name} allows", "environment.device_hours", environment.device_hours),
+        ("the sweep's budget is", "sweep.budget_device_hours", sweep.budget_device_hours),
+        ("the sweep's budget is", "sweep.budget_usd", sweep.budget_usd),
+    ]
+    return [(f"{words} {limit:g}", key, limit) for words, key, limit in limits if limit is not None]
 
 
 def no_base() -> "TrainedModel":

@@ -1,14 +1,15 @@
 """What an environment lets be submitted."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from llmtrain.config.compose import load_config
 from llmtrain.config.frozen import FrozenRun, Resolved
-from llmtrain.errors import UserError
+from llmtrain.errors import ConfigError, UserError
 from llmtrain.launch.engine import Run
-from llmtrain.launch.submit import check_hours, check_policies, submit
+from llmtrain.launch.submit import check_plans, check_policies, submit
 from llmtrain.training import machine
 from llmtrain.training import run as training_run
 
@@ -52,26 +53,31 @@ def test_prod_takes_committed_code_only(monkeypatch: pytest.MonkeyPatch):
             check_policies(prod, force=False)
 
 
-def test_hours_are_those_of_the_plans_and_of_all_ranks(tmp_path: Path):
-    def needed(*overrides: str, number: int = 1) -> float:
-        one = run(tmp_path, "infra=h100_x8", "trainer.budget_tokens=1_000_000_000_000", *overrides)
-        environment = one.frozen.config.environment.model_copy(update={"device_hours": 1e-9})
-        with pytest.raises(UserError, match="hours of devices by their plans, and environment=dev allows 1e-09") as why:
-            check_hours(environment, [one] * number)
-        check_hours(environment.model_copy(update={"device_hours": 1e9}), [one] * number)
-        return float(str(why.value).split("take ")[1].split(" ")[0])
+def test_limits_are_held_against_the_plans_of_all_ranks(tmp_path: Path):
+    def needed(key: str, *overrides: str, number: int = 1) -> float:
+        limits = [f"{key}=1e-9", "infra=h100_x8", "trainer.budget_tokens=1_000_000_000_000"]
+        one = run(tmp_path, *limits, *overrides)
+        with pytest.raises(UserError, match=rf"by their plans, and .* 1e-09; .* or raise {key}$") as why:
+            check_plans([one] * number)
+        return float(re.findall(r"(?:take|cost) ([0-9.]+)", str(why.value))[0])
 
-    one = needed()
-    assert one > 8
-    assert needed(number=3) == pytest.approx(3 * one, rel=0.01)
+    hours = needed("environment.device_hours")
+    assert hours > 8
+    assert needed("environment.device_hours", number=3) == pytest.approx(3 * hours, rel=0.01)
+    assert needed("sweep.budget_device_hours") == hours
+    assert needed("sweep.budget_usd") == pytest.approx(hours * 12.29, rel=0.01)
+    enough = run(tmp_path, "infra=h100_x8", "environment.device_hours=1e9", "sweep.budget_usd=1e9")
+    check_plans([enough])
+    check_plans([])
 
 
 def test_hours_of_machines_that_nobody_has_described_are_not_known(tmp_path: Path):
-    one = run(tmp_path, "infra=slurm")
-    check_hours(one.frozen.config.environment, [one])
-    limited = one.frozen.config.environment.model_copy(update={"device_hours": 10.0})
-    with pytest.raises(UserError, match=r"knows nothing of the machines of infra\.launch\.kind=slurm; say what they"):
-        check_hours(limited, [one])
+    check_plans([run(tmp_path, "infra=slurm")])
+    for key in ("environment.device_hours", "sweep.budget_device_hours"):
+        with pytest.raises(UserError, match=rf"\({key}\).* knows nothing of the machines of infra\.launch\.kind=slurm"):
+            check_plans([run(tmp_path, "infra=slurm", f"{key}=10")])
+    with pytest.raises(ConfigError, match="needs a price"):
+        load_config(["infra=slurm", "sweep.budget_usd=10"])
 
 
 def test_a_missing_base_is_not_trained_where_runs_are_submitted(monkeypatch: pytest.MonkeyPatch):
