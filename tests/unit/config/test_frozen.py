@@ -45,7 +45,8 @@ BEFORE_4 = {f"config.{name}": value for name, value in {
     "infra.launch.kind": "local", "infra.launch.parallel": 1, "infra.launch.restarts": 3, "environment.name": "dev",
     "environment.outputs_dir": "outputs", "environment.tracking_uri": None, "environment.committed_code": False,
     "environment.force": True, "environment.device_hours": None, "sweep.kind": "grid",
-    "sweep.metric": "validation/loss", "sweep.direction": "min"}.items()}  # fmt: skip
+    "sweep.metric": "validation/loss", "sweep.direction": "min", "sweep.budget_device_hours": None,
+    "sweep.budget_usd": None}.items()}  # fmt: skip
 """What was done before schema 4 could say otherwise."""
 
 
