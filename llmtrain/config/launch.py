@@ -83,7 +83,7 @@ class RayLaunch(Settings):
 
 
 class AKSLaunch(Settings):
-    """A Kubernetes cluster, as Azure's AKS: one Job a run."""
+    """A Kubernetes cluster, as Azure's AKS: one Job a run, or one JobSet."""
 
     kind: Annotated[Literal["aks"], Changes.SURFACE]
     context: Annotated[str | None, Changes.SURFACE]
@@ -98,6 +98,9 @@ class AKSLaunch(Settings):
     """Run on spot nodes, which may be taken away; the run comes back and goes on."""
     nodes: Annotated[int, Gt(0), Changes.PERFORMANCE]
     """Machines that a run takes; `infra.ranks` are shared out evenly over them."""
+    job_set: Annotated[bool, Changes.SURFACE]
+    """Make a JobSet of a run of several machines, which starts them again all at once; needs its controller in the
+    cluster. Without, they are an Indexed Job."""
     gpus_per_rank: Annotated[int, Ge(0), Changes.PERFORMANCE]
     """GPUs of each rank; 0 on nodes without."""
     cpus_per_rank: Annotated[int, Gt(0), Changes.PERFORMANCE]
@@ -117,7 +120,7 @@ class AKSLaunch(Settings):
     queue: Annotated[str | None, Changes.SURFACE]
     """Kueue LocalQueue that admits the jobs; null where the cluster has no Kueue."""
     hours: Annotated[float, Gt(0), Changes.SURFACE]
-    """Longest life of a job, its restarts included, in hours."""
+    """Longest life of a job, its restarts included; with `job_set` of each of its starts. In hours."""
     grace_seconds: Annotated[int, Gt(0), Changes.SURFACE]
     """terminationGracePeriodSeconds: longer than a step and a save together."""
     restarts: Restarts
@@ -137,6 +140,15 @@ class AKSLaunch(Settings):
             raise ValueError(
                 f"image={self.image} is another image tomorrow, and a run that comes back must be the same; set "
                 f"infra.launch.image to a digest (REGISTRY/llmtrain@sha256:...) or an exact tag (REGISTRY/llmtrain:0.5)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def a_set_has_several_machines(self) -> "AKSLaunch":
+        if self.job_set and self.nodes == 1:
+            raise ValueError(
+                "job_set=true, but nodes=1: a run of one machine is one Job, which Kubernetes starts again by itself; "
+                "set infra.launch.job_set=false, or infra.launch.nodes"
             )
         return self
 

@@ -82,7 +82,8 @@ def _ended(error: LLMTrainError, rank: int) -> int:
     """Leave the message to torchrun's agent, which shows it once; print it where there is none. Returns the code."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if place := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        Path(place).write_text(json.dumps({"message": str(error), "timestamp": int(time.time())}))
+        said = {"message": str(error), "timestamp": int(time.time()), "exit_code": error.exit_code}
+        Path(place).write_text(json.dumps(said))
     else:
         print(f"rank {rank}: {error}" if several else error, file=sys.stderr)
     if rank:

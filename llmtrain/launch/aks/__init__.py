@@ -1,8 +1,8 @@
-"""Azure's AKS, or any other Kubernetes: one Job a run, made by the official client.
+"""Azure's AKS, or any other Kubernetes: one Job a run, or one JobSet, made by the official client.
 
 The outputs directory of the machine that submits is a share that the pods mount too (`infra.launch.outputs_claim`), so
 a run's directory is the same one on both sides. Kubernetes starts a pod again that was evicted; the run in it goes on
-from its newest checkpoint. Not rendered: JobSet and RayJob; Kueue is named by a label.
+from its newest checkpoint. Kueue is named by a label. Not rendered: RayJob, because Ray has an engine of its own.
 """
 
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 from llmtrain.config.launch import AKSLaunch
 from llmtrain.errors import UserError
 from llmtrain.launch.aks.cluster import Cluster
+from llmtrain.launch.aks.job_sets import job_of, job_set
 from llmtrain.launch.aks.manifests import Manifest, manifest
 from llmtrain.launch.aks.states import state_of
 from llmtrain.launch.aks.watched import Namespace
@@ -20,7 +21,7 @@ from llmtrain.launch.engine import Job, Run
 
 
 class AKSEngine:
-    """Handles are names of Jobs."""
+    """Handles are names of Jobs, or of JobSets."""
 
     def __init__(self, launch: AKSLaunch) -> None:
         self.launch = launch
@@ -42,13 +43,17 @@ class AKSEngine:
         return "".join(made.as_yaml() for made in self._manifests(sweep, runs)).rstrip("\n")
 
     def jobs(self, handles: Sequence[str]) -> dict[str, Job]:
-        """By the Jobs and their pods; the first look lists them, each further one of this process asks what changed."""
+        """By the Jobs, their JobSets and pods; the first look lists them, each further one of this process asks what
+        changed."""
         if not handles:
             return {}
         seen = _namespace(os.environ.get("KUBECONFIG"), self.launch)
         seen.refresh()
-        pods = seen.pods_by_job()
-        return {name: state_of(seen.jobs.objects.get(name), pods.get(name, [])) for name in handles}
+        pods, found = seen.pods_by_job(), {}
+        for name in handles:
+            job = job_of(name) if self.launch.job_set else name
+            found[name] = state_of(seen.runs.objects.get(name), pods.get(job, []), seen.jobs.objects.get(job))
+        return found
 
     def cancel(self, handles: Sequence[str]) -> None:
         """End the Jobs; their pods have `grace_seconds` to save."""
@@ -63,7 +68,8 @@ class AKSEngine:
                 f"infra.launch.parallel={self.launch.parallel}, but Jobs do not wait for each other: let a queue admit "
                 f"them (infra.launch.queue, with a quota: launchers/aks/kueue.yaml) and set infra.launch.parallel=null"
             )
-        return [manifest(run, self.launch, sweep.name) for run in runs]
+        made = job_set if self.launch.job_set else manifest
+        return [made(run, self.launch, sweep.name) for run in runs]
 
 
 @cache

@@ -19,6 +19,8 @@ from kubernetes.utils.retry import Backoff, on_retry_after_error, retry_after_se
 
 from llmtrain.config.launch import AKSLaunch
 from llmtrain.errors import LLMTrainError, TryAgain, UserError
+from llmtrain.launch.aks.job_sets import job_of, job_sets
+from llmtrain.launch.aks.kinds import jobs
 from llmtrain.launch.aks.manifests import RUN, Manifest, as_data
 from llmtrain.launch.aks.states import CANCELLED, has_ended
 
@@ -39,7 +41,8 @@ class Cluster:
     def __init__(self, launch: AKSLaunch) -> None:
         self.launch, self.namespace = launch, launch.namespace
         self.client = _connection(launch.context)
-        self.batch, self.core = k8s.BatchV1Api(self.client), k8s.CoreV1Api(self.client)
+        self.core, self.jobs = k8s.CoreV1Api(self.client), jobs(self.client)
+        self.runs = job_sets(self.client) if launch.job_set else self.jobs
         self.has_answered = False
 
     def check(self) -> None:
@@ -56,50 +59,63 @@ class Cluster:
                 )
 
     def create(self, manifest: Manifest) -> None:
-        """Have the Job of a run, whether it is there already or not; one of the same run that has ended makes room.
+        """Have the Job or JobSet of a run, whether it is there already or not; one of the same run that has ended makes
+        room.
 
         Raises UserError where the server refuses it, TryAgain where the server is busy or the old Job does not go.
         """
         patience = time.monotonic() + GONE_S
-        while (job := self.ask(self.batch.create_namespaced_job, self.namespace, manifest.job, but=(409,))) is None:
-            job = self.ask(self.batch.read_namespaced_job, manifest.name, self.namespace, but=(404,))
+        while (job := self._one(self.runs.create, body=manifest.job, but=(409,))) is None:
+            job = self._one(self.runs.read, name=manifest.name, but=(404,))
             if job is not None:  # else it has gone in between
                 self._must_be_same_run(job, manifest)
-                if job.metadata.deletion_timestamp is None:
-                    if not has_ended(as_data(job)):
+                if "deletionTimestamp" not in job["metadata"]:
+                    if not has_ended(job):
                         break
-                    self.delete(manifest.name, job.metadata.uid)
+                    self.delete(job)
             if time.monotonic() > patience:
                 raise TryAgain(
-                    f"there is no room for the Job {manifest.name} after {GONE_S} s: pods of the last one still save. "
+                    f"there is no room for the {self.runs.name} {manifest.name} after {GONE_S} s: pods of the last one "
+                    f"still save. "
                     f"The same command later; `kubectl --namespace {self.namespace} get pods` shows them"
                 )
             time.sleep(POLL_S)
         if manifest.service:
-            owner = k8s.V1OwnerReference(api_version="batch/v1", kind="Job", name=manifest.name, uid=job.metadata.uid)
+            uid = job["metadata"]["uid"]
+            owner = k8s.V1OwnerReference(api_version="batch/v1", kind="Job", name=manifest.name, uid=uid)
             manifest.service.metadata.owner_references = [owner]  # it goes with its Job
             self.ask(self.core.create_namespaced_service, self.namespace, manifest.service, but=(409,))
 
     def cancel(self, name: str) -> None:
-        """End a Job for good, its pods with time to save; nothing happens to one that has ended or gone.
+        """End a run's Job or JobSet for good, its pods with time to save; nothing happens to one that has ended or
+        gone.
 
-        A Job that has begun fails by its deadline, and stays listed; one that is still queued is deleted, because a
-        queue could start it again.
+        A Job that has begun fails by its deadline, and its JobSet with it, and stays listed; what is still queued is
+        deleted, because a queue could start it again.
         """
-        job = self.ask(self.batch.read_namespaced_job, name, self.namespace, but=(404,))
-        if job is None or has_ended(as_data(job)):
+        found = self._one(self.runs.read, name=name, but=(404,))
+        if found is None or has_ended(found):
             return
-        if job.spec.suspend:
-            self.delete(name, job.metadata.uid)
+        if found["spec"].get("suspend"):
+            self.delete(found)
             return
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        change = {"metadata": {"annotations": {CANCELLED: now}}, "spec": {"activeDeadlineSeconds": 1}}
-        self.ask(self.batch.patch_namespaced_job, name, self.namespace, change, but=(404,))
+        self._one(self.runs.patch, name=name, body={"metadata": {"annotations": {CANCELLED: now}}}, but=(404,))
+        job = job_of(name) if self.launch.job_set else name
+        told = self._one(self.jobs.patch, name=job, body={"spec": {"activeDeadlineSeconds": 1}}, but=(404,))
+        if self.launch.job_set and (told is None or has_ended(told) or "deletionTimestamp" in told["metadata"]):
+            self.delete(found)  # it is between two starts, and without a Job that could fail
 
-    def delete(self, name: str, uid: str) -> None:
-        """Delete that very Job and its pods; it goes when they have gone."""
-        options = k8s.V1DeleteOptions(propagation_policy="Foreground", preconditions=k8s.V1Preconditions(uid=uid))
-        self.ask(self.batch.delete_namespaced_job, name, self.namespace, body=options, but=(404, 409))
+    def delete(self, item: dict[str, Any]) -> None:
+        """Delete that very Job or JobSet and its pods; it goes when they have gone."""
+        uid = k8s.V1Preconditions(uid=item["metadata"]["uid"])
+        options = k8s.V1DeleteOptions(propagation_policy="Foreground", preconditions=uid)
+        self._one(self.runs.delete, name=item["metadata"]["name"], body=options, but=(404, 409))
+
+    def _one(self, request: Callable[..., Any], but: tuple[int, ...], **kwargs: Any) -> dict[str, Any] | None:
+        """What the server answers about one object, as it sends it; None and raises as `ask`."""
+        found = self.ask(request, namespace=self.namespace, but=but, **kwargs)
+        return None if found is None else as_data(found)
 
     def ask(self, request: Callable[..., Any], *args: Any, but: tuple[int, ...] = (), **kwargs: Any) -> Any:
         """What the server answers to `request`, repeated where that may help; None where it answers with a status
@@ -119,12 +135,12 @@ class Cluster:
         except urllib3.exceptions.HTTPError as error:
             raise self._no_answer(error) from error
 
-    def _must_be_same_run(self, job: Any, manifest: Manifest) -> None:
-        theirs, ours = (item.metadata.annotations or {} for item in (job, manifest.job))
+    def _must_be_same_run(self, job: dict[str, Any], manifest: Manifest) -> None:
+        theirs, ours = (item["metadata"].get("annotations", {}) for item in (job, as_data(manifest.job)))
         if theirs.get(RUN) != ours[RUN]:
             raise UserError(
-                f"a Job {manifest.name} of something else is in namespace {self.namespace} ({theirs.get(RUN)}, not "
-                f"{ours[RUN]}): set another infra.launch.namespace, or another name="
+                f"a {self.runs.name} {manifest.name} of something else is in namespace {self.namespace} "
+                f"({theirs.get(RUN)}, not {ours[RUN]}): set another infra.launch.namespace, or another name="
             )
 
     def _in_words(self, error: ApiException) -> LLMTrainError:
@@ -143,7 +159,13 @@ class Cluster:
             case 403:
                 return UserError(
                     f"the cluster does not allow it: {said}\nAsk for the role `Azure Kubernetes Service RBAC Writer` "
-                    f"in namespace {space}; a quota is raised by whoever set it"
+                    f"in namespace {space}, and for JobSets the Role of launchers/aks/submitters.yaml; a quota is "
+                    f"raised by whoever set it"
+                )
+            case 404 if self.launch.job_set and not _status(error):
+                return UserError(
+                    "the cluster knows no JobSet: install its controller (launchers/aks/README.md, step 2), or set "
+                    "infra.launch.job_set=false"
                 )
             case 404:
                 return UserError(
@@ -202,7 +224,12 @@ def _is_busy(status: int) -> bool:
 
 def _message(error: ApiException) -> str:
     """The server's own words."""
+    return str(_status(error).get("message", error.reason))
+
+
+def _status(error: ApiException) -> dict[str, Any]:
+    """What the server says of it; nothing where it is asked for a kind that it does not know, or is not Kubernetes."""
     try:
-        return str(json.loads(error.body)["message"])
-    except (KeyError, TypeError, ValueError):
-        return str(error.reason)
+        return dict(json.loads(error.body))
+    except (TypeError, ValueError):
+        return {}

@@ -1,4 +1,4 @@
-"""How a Job stands, read from it and its pods as the API sends them."""
+"""How a Job or a JobSet stands, read from it and its pods as the API sends them."""
 
 import re
 from typing import Any
@@ -6,35 +6,40 @@ from typing import Any
 from llmtrain.launch.engine import Job, State
 
 CANCELLED = "llmtrain/cancelled"
-"""Annotation of a Job that a person has cancelled: when, in UTC."""
+"""Annotation of a Job or JobSet that a person has cancelled: when, in UTC."""
+
+END = {"Complete", "Completed", "Failed"}
+"""Conditions of a Job, or a JobSet, that is over."""
 
 
-def state_of(job: dict[str, Any] | None, pods: list[dict[str, Any]]) -> Job:
-    """How `job` stands, None being one that is not there; `pods` are its pods, oldest first."""
-    if job is None:
-        return Job(State.UNKNOWN, reason="no such Job")
-    cancelled = CANCELLED in job["metadata"].get("annotations", {})
+def state_of(run: dict[str, Any] | None, pods: list[dict[str, Any]], job: dict[str, Any] | None) -> Job:
+    """How `run` stands, a Job or a JobSet, None being one that is not there. `job` is the Job itself, or the one that
+    the JobSet has made; `pods` are its pods, oldest first."""
+    if run is None:
+        return Job(State.UNKNOWN, reason="it is not in the cluster")
+    cancelled = CANCELLED in run["metadata"].get("annotations", {})
     running = [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]
     node = _node(running[0] if running else pods[-1]) if pods else ""
-    if has_ended(job):
-        return Job(State.ENDED, node, "cancelled" if cancelled else _end(job))
-    if cancelled or "deletionTimestamp" in job["metadata"] or true_conditions(job) & {"FailureTarget"}:
+    if has_ended(run):
+        return Job(State.ENDED, node, "cancelled" if cancelled else _end(run, job))
+    if cancelled or "deletionTimestamp" in run["metadata"] or true_conditions(run) & {"FailureTarget"}:
         return Job(State.STOPPING, node, "cancelled" if cancelled else "")
-    if job["spec"].get("suspend"):
+    if run["spec"].get("suspend"):
         return Job(State.WAITING, reason="in the queue")
-    if running and len(running) >= job["spec"].get("parallelism", 1):
+    if job is not None and running and len(running) >= job["spec"].get("parallelism", 1):
         leaving = any("deletionTimestamp" in pod["metadata"] for pod in running)
         return Job(State.RUNNING, node, "its node is taken away" if leaving else "")
-    return Job(State.WAITING, node, _wait(pods))
+    restarting = "all its machines start again" if "RestartingJobSet" in true_conditions(run) else ""
+    return Job(State.WAITING, node, _wait(pods) or restarting)
 
 
 def _node(pod: dict[str, Any]) -> str:
     return str(pod["spec"].get("nodeName", ""))
 
 
-def has_ended(job: dict[str, Any]) -> bool:
-    """Whether a Job is over, well or not."""
-    return bool(true_conditions(job) & {"Complete", "Failed"})
+def has_ended(run: dict[str, Any]) -> bool:
+    """Whether a Job or a JobSet is over, well or not."""
+    return bool(true_conditions(run) & END)
 
 
 def true_conditions(item: dict[str, Any]) -> set[str]:
@@ -47,13 +52,18 @@ def _conditions(item: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _end(job: dict[str, Any]) -> str:
-    """Why it is over: `PodFailurePolicy, exit code 2`, `BackoffLimitExceeded`, `DeadlineExceeded`."""
-    [end, *_] = [one for one in _conditions(job) if one["type"] in ("Complete", "Failed") and one["status"] == "True"]
-    if end["type"] == "Complete":
+def _end(run: dict[str, Any], job: dict[str, Any] | None) -> str:
+    """Why it is over: `PodFailurePolicy, exit code 2`, `BackoffLimitExceeded`, `DeadlineExceeded`; of a JobSet, what
+    its Job failed by, and `ReachedMaxRestarts` where that was once too often."""
+    [end, *_] = [one for one in _conditions(run) if one["type"] in END and one["status"] == "True"]
+    if end["type"] != "Failed":
         return "complete"
+    reason = str(end.get("reason", "failed"))
+    if job is not None and job is not run and has_ended(job):
+        cause = _end(job, job)
+        return f"{reason}: {cause}" if reason == "ReachedMaxRestarts" else cause
     code = re.search(r"exit code (\d+)", end.get("message", ""))
-    return f"{end.get('reason', 'failed')}" + (f", {code[0]}" if code else "")
+    return reason + (f", {code[0]}" if code else "")
 
 
 def _wait(pods: list[dict[str, Any]]) -> str:

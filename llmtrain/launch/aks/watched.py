@@ -1,4 +1,4 @@
-"""The Jobs and pods of a namespace, listed once and from then on kept up to date by what has changed.
+"""The JobSets, Jobs and pods of a namespace, listed once and from then on kept up to date by what has changed.
 
 A watch begins where the last one ended (`resourceVersion`), so that a connection that breaks loses nothing; where the
 server has forgotten that far back (410), everything is listed anew.
@@ -44,7 +44,7 @@ class Watched:
         following: dict[str, str] = {}
         while True:
             answer = self.request(
-                self.cluster.namespace,
+                namespace=self.cluster.namespace,
                 label_selector=SELECTOR,
                 limit=PAGE,
                 _preload_content=False,  # typed objects take a millisecond each
@@ -62,7 +62,7 @@ class Watched:
         """What has changed since the last look."""
         stream = Watch(return_type="object").stream(
             self.request,
-            self.cluster.namespace,
+            namespace=self.cluster.namespace,
             label_selector=SELECTOR,
             resource_version=self.version,
             allow_watch_bookmarks=True,
@@ -89,13 +89,16 @@ class Namespace:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.jobs = Watched(cluster, cluster.batch.list_namespaced_job)
+        self.jobs = Watched(cluster, cluster.jobs.list)
         self.pods = Watched(cluster, cluster.core.list_namespaced_pod)
+        self.runs = Watched(cluster, cluster.runs.list) if cluster.launch.job_set else self.jobs
+        """What runs are: Jobs, or JobSets."""
 
     def refresh(self) -> None:
-        """Both at once."""
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(Watched.refresh, (self.jobs, self.pods)))
+        """All at once."""
+        each = {self.jobs, self.pods, self.runs}
+        with ThreadPoolExecutor(len(each)) as pool:
+            list(pool.map(Watched.refresh, each))
 
     def pods_by_job(self) -> dict[str, list[dict[str, Any]]]:
         """The pods of each Job, oldest first."""

@@ -96,7 +96,8 @@ def first_error(failures: dict[int, ProcessFailure], directory: Path) -> LLMTrai
     said = {rank: failure for rank, failure in failures.items() if Path(failure.error_file).is_file()}
     if said:
         first = said[min(said)]
-        return ERRORS.get(first.exitcode, RunFailed)(first.message)
+        code = first.error_file_data.get("exit_code", first.exitcode)  # it may have been ended before it left
+        return ERRORS.get(code, RunFailed)(first.message)
     codes = {failure.exitcode for failure in failures.values()}
     if codes & {Interrupted.exit_code, -signal.SIGINT}:
         return Interrupted(f"interrupted; what {directory} has saved stays: the same command continues")

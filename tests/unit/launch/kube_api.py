@@ -17,14 +17,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
+import jsonschema
 import kubernetes_validate
 import yaml
+from crds import judged_job_set
 
 VERSION = "1.33"
 """Of Kubernetes, whose schemas judge what is posted."""
-PATH = re.compile(r"/(?:api/v1|apis/batch/v1)/namespaces/(?P<space>[^/]+)/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?$")
+PATH = re.compile(
+    r"/(?:api/v1|apis/batch/v1|apis/jobset\.x-k8s\.io/v1alpha2)"
+    r"/namespaces/(?P<space>[^/]+)/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?$"
+)
 KINDS = {
     "jobs": ("batch/v1", "Job"),
+    "jobsets": ("jobset.x-k8s.io/v1alpha2", "JobSet"),
     "pods": ("v1", "Pod"),
     "services": ("v1", "Service"),
     "persistentvolumeclaims": ("v1", "PersistentVolumeClaim"),
@@ -53,6 +59,7 @@ class Api:
         self.namespace, self.token = "llmtrain", "a-token"
         self.asked: list[str] = []
         self.has_gone = False
+        self.knows_job_sets = True
         self.answers: list[Refused] = []
         """Given to the next requests, instead of answering them."""
         self.cut_watches = 0
@@ -109,8 +116,11 @@ class Api:
 
     def create(self, plural: str, item: dict) -> dict:
         try:
-            kubernetes_validate.validate(item, VERSION, strict=True)
-        except kubernetes_validate.ValidationError as error:
+            if plural == "jobsets":
+                judged_job_set(item, VERSION)
+            else:
+                kubernetes_validate.validate(item, VERSION, strict=True)
+        except (kubernetes_validate.ValidationError, jsonschema.ValidationError) as error:
             raise Refused(422, f"{item['kind']} is invalid: {error.message}") from error
         name = item["metadata"]["name"]
         with self.changed:
@@ -130,6 +140,8 @@ class Api:
             }
 
         with self.changed:
+            if plural == "jobsets" and change.get("spec", {}).keys() - {"suspend"}:
+                raise Refused(422, "spec: field is immutable")
             return self.put(plural, merged(self.read(plural, name), change), "MODIFIED")
 
     def delete(self, plural: str, name: str, options: dict) -> dict:
@@ -140,9 +152,22 @@ class Api:
             item["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
             item["metadata"]["finalizers"] = ["foregroundDeletion"]
             self.put(plural, item, "MODIFIED")
-            if not self.pods_of(name):
-                self.remove(plural, name)
+            for job in self.jobs_of(name) if plural == "jobsets" else []:
+                self.delete("jobs", job["metadata"]["name"], {})
+            self.collect(plural, name)
             return item
+
+    def collect(self, plural: str, name: str) -> None:
+        """Remove what was deleted once nothing is left of what it owns, and so its owner."""
+        item = self.get(plural, name)
+        if item and "deletionTimestamp" in item["metadata"] and not self.jobs_of(name) + self.pods_of(name):
+            self.remove(plural, name)
+            for owner in item["metadata"].get("ownerReferences", []):
+                self.collect("jobsets", owner["name"])
+
+    def jobs_of(self, job_set: str) -> list[dict]:
+        label = "jobset.sigs.k8s.io/jobset-name"
+        return [job for job in self.all("jobs") if job["metadata"].get("labels", {}).get(label) == job_set]
 
     def pods_of(self, job: str) -> list[dict]:
         label = "batch.kubernetes.io/job-name"
@@ -204,6 +229,8 @@ class Handler(BaseHTTPRequestHandler):
         verb = "WATCH" if query.get("watch") == "true" else self.command
         place = PATH.match(address.path)
         api.asked.append(f"{verb} {place['plural']}")
+        if place["plural"] == "jobsets" and not api.knows_job_sets:
+            return self.send(404, b"404 page not found\n", {"Content-Type": "text/plain; charset=utf-8"})
         try:
             if api.answers:
                 raise api.answers.pop(0)
@@ -245,9 +272,11 @@ class Handler(BaseHTTPRequestHandler):
         raise Refused(405, "no such verb")
 
     def say(self, status: int, item: dict, headers: dict[str, str] | None = None) -> None:
-        data = json.dumps(item).encode()
+        self.send(status, json.dumps(item).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+    def send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for key, value in {"Content-Type": "application/json", "Content-Length": len(data), **(headers or {})}.items():
+        for key, value in {"Content-Length": len(data), **headers}.items():
             self.send_header(key.replace("_", "-"), str(value))
         self.end_headers()
         self.wfile.write(data)

@@ -1,4 +1,4 @@
-"""What a cluster does with Jobs, in small: pods are processes of this machine.
+"""What a cluster does with Jobs and JobSets, in small: pods are processes of this machine.
 
 The Job controller's part follows a Job's own words: parallelism, pod failure policy, backoff limit, deadline. The
 kubelet's part starts a pod's command with its environment, and ends it by SIGTERM and, after the grace period, SIGKILL.
@@ -15,10 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jobset_controller
 from kube_api import Api
 
 from llmtrain.launch.aks.states import has_ended
 
+BACKOFF_S = 10
+"""How long Kubernetes waits before it replaces a pod that has failed on its own."""
 JOB, INDEX = "batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index"
 
 
@@ -31,6 +34,9 @@ class Kubelet:
         self.told: dict[str, float] = {}
         self.evicted: set[str] = set()
         self.failed: dict[str, int] = {}
+        self.failing: dict[str, tuple[str, str]] = {}
+        """Jobs that have failed, but for pods that still end: why."""
+        self.rests: dict[str, float] = {}
         self.done: dict[str, set[str]] = {}
         self.started: dict[str, float] = {}
         self.codes: dict[str, list[int]] = {}
@@ -45,8 +51,9 @@ class Kubelet:
                 self._ended(name, process.returncode)
             elif name in self.told and time.monotonic() > self.told[name] + self._grace(name):
                 process.kill()
+        jobset_controller.control(self.api)
         for job in self.api.all("jobs"):
-            if not has_ended(job):
+            if not has_ended(job) or "deletionTimestamp" in job["metadata"]:
                 self._control(job)
 
     def evict(self, pod: str) -> None:
@@ -65,18 +72,18 @@ class Kubelet:
     def _control(self, job: dict) -> None:
         name, spec = job["metadata"]["name"], job["spec"]
         deleted = "deletionTimestamp" in job["metadata"]
-        late = time.monotonic() > self.started.get(name, time.monotonic()) + spec["activeDeadlineSeconds"]
+        if time.monotonic() > self.started.get(name, time.monotonic()) + spec["activeDeadlineSeconds"]:
+            late = "DeadlineExceeded", "Job was active longer than specified deadline"
+            self.failing.setdefault(name, late)
         living = self.pods(name)
-        if deleted or late:
+        if deleted or name in self.failing:
             for pod in living:
                 self._end(pod)
             if not living:
                 if deleted:
-                    for pod in self.api.pods_of(name):
-                        self.api.remove("pods", pod["metadata"]["name"])
-                    self.api.remove("jobs", name)
+                    self._forget(name)
                 else:
-                    self._fail(name, "DeadlineExceeded", "Job was active longer than specified deadline")
+                    self._fail(name, *self.failing[name])
             return
         if spec.get("suspend"):
             return
@@ -85,10 +92,20 @@ class Kubelet:
             self.api.update("jobs", name, conditions=[condition], active=0)
             return
         self.started.setdefault(name, time.monotonic())
+        if time.monotonic() < self.rests.get(name, 0):
+            return
         taken = {self.api.get("pods", pod)["metadata"]["labels"][INDEX] for pod in living}
         for index in map(str, range(spec["completions"])):
             if index not in taken | self.done.get(name, set()):
                 self._start(job, index)
+
+    def _forget(self, job: str) -> None:
+        """It has been deleted, and the next of its name begins anew."""
+        for pod in self.api.pods_of(job):
+            self.api.remove("pods", pod["metadata"]["name"])
+        for memory in (self.failed, self.failing, self.rests, self.done, self.started):
+            memory.pop(job, None)
+        self.api.collect("jobs", job)
 
     def _fail(self, job: str, reason: str, message: str) -> None:
         condition = {"type": "Failed", "status": "True", "reason": reason, "message": message}
@@ -129,22 +146,26 @@ class Kubelet:
         if pod in self.evicted:
             self.api.remove("pods", pod)
         job = self.api.get("jobs", name)
-        match self._action(job, pod, code):
-            case "FailJob":
-                message = f"Container llmtrain for pod {pod} failed with exit code {code} matching FailJob rule"
-                self._fail(name, "PodFailurePolicy", message)
-            case "Count":
-                self.failed[name] = self.failed.get(name, 0) + 1
-                if self.failed[name] > job["spec"]["backoffLimit"]:
-                    self._fail(name, "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+        action, why = self._action(job, pod, code)
+        if action == "FailJob":
+            self.failing.setdefault(name, ("PodFailurePolicy", why))
+        elif action == "Count":
+            self.failed[name] = self.failed.get(name, 0) + 1
+            self.rests[name] = time.monotonic() + BACKOFF_S
+            if self.failed[name] > job["spec"]["backoffLimit"]:
+                self.failing.setdefault(name, ("BackoffLimitExceeded", "Job has reached the specified backoff limit"))
 
-    def _action(self, job: dict, pod: str, code: int) -> str:
-        for rule in job["spec"]["podFailurePolicy"]["rules"]:
+    def _action(self, job: dict, pod: str, code: int) -> tuple[str, str]:
+        """What the pod's end means for its Job, and why, in the words of Kubernetes."""
+        for index, rule in enumerate(job["spec"]["podFailurePolicy"]["rules"]):
+            matching = f"matching {rule['action']} rule at index {index}"
             if "onPodConditions" in rule and pod in self.evicted:
-                return rule["action"]
-            if code in rule.get("onExitCodes", {}).get("values", []):
-                return rule["action"]
-        return "Count"
+                return rule["action"], f"Pod llmtrain/{pod} has condition DisruptionTarget {matching}"
+            codes = rule.get("onExitCodes")
+            if codes and (code in codes["values"]) == (codes["operator"] == "In"):
+                failed = f"Container llmtrain for pod llmtrain/{pod} failed with exit code {code}"
+                return rule["action"], f"{failed} {matching}"
+        return "Count", ""
 
     # ---- the kubelet
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 from aks_runs import run
+from jobset_controller import control
 from kube_api import Api, Refused, serving
 from kubelet import JOB
 
 from llmtrain.errors import TryAgain, UserError
 from llmtrain.launch import aks
 from llmtrain.launch.aks import AKSEngine, cluster
+from llmtrain.launch.aks.job_sets import job_of
 from llmtrain.launch.aks.manifests import job_name
 from llmtrain.launch.engine import Run, State, engine_of
 
@@ -123,6 +125,132 @@ def test_a_manifest_that_the_server_refuses_stops_before_the_first_job(api: Api)
     with pytest.raises(UserError, match="ServiceAccount nobody"):
         submit(run("infra.launch.service_account=nobody"))
     assert api.all("jobs") == []
+
+
+# ---- JobSets
+
+TOGETHER = ("infra.ranks=2", "infra.launch.nodes=2", "infra.launch.job_set=true")
+
+
+def seen(name: str) -> tuple[State, str]:
+    job = engine(*TOGETHER).jobs([name])[name]
+    return job.state, job.reason
+
+
+def fails(api: Api, job: str, reason: str, message: str) -> None:
+    api.update("jobs", job, conditions=condition("Failed", reason, message))
+    control(api)
+
+
+def test_a_run_that_is_submitted_twice_has_one_job_set_which_is_watched_to_its_end(api: Api):
+    assert submit(run(*TOGETHER)) == submit(run(*TOGETHER)) == [job_name(run())]
+    [made] = api.all("jobsets")
+    name, job = made["metadata"]["name"], job_of(made["metadata"]["name"])
+    assert made["metadata"]["resourceVersion"] == "103", "the first is not disturbed"
+    assert api.all("services") == api.all("jobs") == []
+    assert seen(name) == (State.WAITING, "")
+    control(api)
+    for index in "ab":
+        labels = made["spec"]["replicatedJobs"][0]["template"]["metadata"]["labels"] | {JOB: job}
+        pod = {"metadata": {"name": f"{job}-{index}", "labels": labels}, "spec": {"nodeName": f"n{index}"}}
+        assert seen(name)[0] == State.WAITING, "until each machine has its pod"
+        api.put("pods", pod | {"status": {"phase": "Running"}})
+    api.asked.clear()
+    assert engine(*TOGETHER).jobs([name])[name].node == "na"
+    assert seen(name) == (State.RUNNING, "")
+    assert sorted(set(api.asked)) == ["WATCH jobs", "WATCH jobsets", "WATCH pods"]
+    for index in "ab":
+        api.remove("pods", f"{job}-{index}")
+    fails(
+        api, job, "PodFailurePolicy", "Pod llmtrain/x has condition DisruptionTarget matching FailJob rule at index 0"
+    )
+    assert seen(name) == (State.WAITING, "all its machines start again")
+    control(api)  # the old Job goes
+    assert api.all("jobs") == []
+    control(api)
+    first, second = api.get("jobsets", name)["status"], api.get("jobs", job)
+    assert (first["restarts"], first["restartsCountTowardsMax"], "status" in second) == (1, 0, False)
+    api.update("jobs", job, conditions=condition("Complete"))
+    control(api)
+    assert seen(name) == (State.ENDED, "complete")
+
+
+def test_a_job_set_that_fails_says_what_its_job_failed_by(api: Api):
+    [name] = submit(run(*TOGETHER, "infra.launch.restarts=0"))
+    control(api)
+    fails(api, job_of(name), "PodFailurePolicy", "x failed with exit code 2 matching FailJob rule at index 1")
+    assert seen(name) == (State.ENDED, "PodFailurePolicy, exit code 2")
+    first = api.get("jobsets", name)["metadata"]["uid"]
+    assert submit(run(*TOGETHER, "infra.launch.restarts=0")) == [name], "it makes room for its next try"
+    assert api.get("jobsets", name)["metadata"]["uid"] != first
+    control(api)
+    fails(api, job_of(name), "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+    assert seen(name) == (State.ENDED, "ReachedMaxRestarts: BackoffLimitExceeded")
+
+
+def test_a_job_set_of_somebody_else_is_left_alone(api: Api):
+    [name] = submit(run(*TOGETHER))
+    api.merge("jobsets", name, {"metadata": {"annotations": {"llmtrain/run": "other/0"}}})
+    with pytest.raises(UserError, match=rf"a JobSet {name} of something else .*other/0"):
+        submit(run(*TOGETHER))
+
+
+def test_a_cancelled_job_set_fails_by_the_deadline_of_its_job_and_stays_listed(api: Api):
+    [name] = submit(run(*TOGETHER))
+    control(api)
+    engine(*TOGETHER).cancel([name, "never-there"])
+    assert api.get("jobs", job_of(name))["spec"]["activeDeadlineSeconds"] == 1
+    assert seen(name) == (State.STOPPING, "cancelled")
+    fails(api, job_of(name), "DeadlineExceeded", "Job was active longer than specified deadline")
+    assert seen(name) == (State.ENDED, "cancelled")
+    version = api.version
+    engine(*TOGETHER).cancel([name])
+    assert api.version == version, "what has ended is left alone"
+
+
+def no_job_yet(api: Api, name: str) -> None:
+    pass
+
+
+def job_has_failed(api: Api, name: str) -> None:
+    control(api)
+    api.update("jobs", job_of(name), conditions=condition("Failed", "BackoffLimitExceeded"))
+
+
+def job_goes(api: Api, name: str) -> None:
+    control(api)
+    pod_of(api, job_of(name), phase="Running")
+    api.delete("jobs", job_of(name), {})
+
+
+@pytest.mark.parametrize("between", [no_job_yet, job_has_failed, job_goes])
+def test_a_job_set_that_is_cancelled_between_two_starts_does_not_start_again(api: Api, between: Callable):
+    [name] = submit(run(*TOGETHER))
+    between(api, name)
+    engine(*TOGETHER).cancel([name])
+    control(api)
+    if left := api.get("jobsets", name):
+        assert "deletionTimestamp" in left["metadata"], "it goes with its last pod"
+        assert seen(name) == (State.STOPPING, "cancelled")
+    else:
+        assert seen(name) == (State.UNKNOWN, "it is not in the cluster")
+
+
+def test_a_job_set_in_a_queue_is_deleted_so_that_nobody_admits_it(api: Api):
+    [name] = submit(run(*TOGETHER, "infra.launch.queue=gpus"))
+    control(api)
+    assert api.get("jobs", job_of(name))["spec"]["suspend"]
+    assert seen(name) == (State.WAITING, "in the queue")
+    engine(*TOGETHER).cancel([name])
+    assert api.all("jobsets") == api.all("jobs") == []
+
+
+def test_a_cluster_without_job_sets_says_what_to_do(api: Api):
+    api.knows_job_sets = False
+    for asked in (lambda: submit(run(*TOGETHER)), lambda: engine(*TOGETHER).jobs(["x"])):
+        with pytest.raises(UserError, match=r"knows no JobSet: install .*infra\.launch\.job_set=false"):
+            asked()
+    assert submit(run()) == [job_name(run())], "Jobs need none"
 
 
 # ---- a server in trouble

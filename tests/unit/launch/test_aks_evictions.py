@@ -13,6 +13,7 @@ from llmtrain.artifacts import TrainedModel
 from llmtrain.cli import jobs as jobs_command
 from llmtrain.cli.train import main
 from llmtrain.launch import aks
+from llmtrain.launch.aks.job_sets import job_of
 from llmtrain.launch.starts import starts
 from llmtrain.launch.status import cancel, statuses
 from llmtrain.launch.sweeps import SweepDirectory, all_sweeps
@@ -31,6 +32,7 @@ SMALL = (
 LONG, ENDLESS = "trainer.budget_tokens=7_680", "trainer.budget_tokens=20_000_000"
 """30 steps; hours."""
 TWO_MACHINES = ("infra.ranks=2", "infra.launch.nodes=2")
+JOB_SET = (*TWO_MACHINES, "infra.launch.job_set=true")
 
 
 @pytest.fixture
@@ -79,7 +81,9 @@ def mathematics(run: Path) -> tuple[str, list[dict]]:
     ]
 
 
-@pytest.mark.parametrize("machines", [(), TWO_MACHINES], ids=["one machine", "two machines"])
+@pytest.mark.parametrize(
+    "machines", [(), TWO_MACHINES, JOB_SET], ids=["one machine", "two machines", "two machines of a JobSet"]
+)
 def test_an_evicted_pod_comes_back_and_the_run_ends_as_if_nothing_had_been(
     api: Api, kubelet: Kubelet, machines: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ):
@@ -87,19 +91,25 @@ def test_an_evicted_pod_comes_back_and_the_run_ends_as_if_nothing_had_been(
     place = submitted(LONG, *machines)
     [status] = statuses(place)
     until(lambda: steps(status.directory) >= 5, "the fifth step")
-    [first, *_] = kubelet.pods(status.handle)
+    job = job_of(status.handle) if machines == JOB_SET else status.handle
+    [first, *_] = kubelet.pods(job)
     kubelet.evict(first)
     assert ended(place) == "finished"
     begun = starts(status.directory)
     assert len(begun) == 2
     assert begun[1].step >= 5, "the step that it had reached was saved"
-    assert kubelet.codes[status.handle] == [75] * count + [0] * count
-    assert kubelet.failed.get(status.handle, 0) == count - 1, "who was evicted does not count"
+    assert kubelet.codes[job] == [75] * count + [0] * count
+    if machines == JOB_SET:
+        seen = api.get("jobsets", status.handle)["status"]
+        assert (seen["restarts"], seen["restartsCountTowardsMax"]) == (1, 0), "an eviction does not count"
+    else:
+        assert kubelet.failed.get(job, 0) == count - 1, "who was evicted does not count"
 
     before = mathematics(status.directory)
     rerun = status.directory.rename(status.directory.with_name("evicted"))
-    for name in api.all("jobs"):
-        api.remove("jobs", name["metadata"]["name"])
+    for kind in ("jobsets", "jobs"):
+        for item in api.all(kind):
+            api.remove(kind, item["metadata"]["name"])
     kubelet.done.clear()
     aks._namespace.cache_clear()
     again = submitted(LONG, *machines)

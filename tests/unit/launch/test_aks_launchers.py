@@ -2,20 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 from aks_runs import frozen, run
+from crds import judged
 
 from llmtrain.config.compose import load_config, load_sweep
-from llmtrain.launch.aks import cluster, manifests, watched
+from llmtrain.launch.aks import cluster, job_sets, kinds, manifests, pods, watched
 
 ROOT = Path(__file__).parents[3]
 PLACE = ROOT / "launchers" / "aks"
-CRDS = yaml.safe_load((ROOT / "tests" / "golden" / "aks" / "crds" / "kueue.yaml").read_text())
 DOCUMENTED = (PLACE / "README.md").read_text() + (ROOT / "README.md").read_text()
 COMMAND = re.compile(r"^(?:python train\.py|llmtrain) .*$", re.MULTILINE)
 
@@ -30,27 +29,6 @@ def applied() -> dict[str, dict]:
     return {item["kind"]: item for name in kustomization["resources"] for item in objects(name)}
 
 
-def strict(schema: Any) -> Any:
-    """A CRD's schema that refuses unknown keys, as the API server's field validation does."""
-    if isinstance(schema, list):
-        return [strict(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {key: strict(value) for key, value in schema.items()}
-    if isinstance(found.get("properties"), dict) and found.get("type") == "object" and found["properties"]:
-        found.setdefault("additionalProperties", False)
-    if found.pop("x-kubernetes-int-or-string", False):
-        found |= {"type": ["integer", "string"]}
-    return found
-
-
-def judged_by_kueue(item: dict) -> None:
-    assert item["apiVersion"] == "kueue.x-k8s.io/v1beta2"
-    schema = strict(CRDS[item["kind"]])
-    schema["properties"]["metadata"] = {"type": "object"}
-    jsonschema.Draft202012Validator(schema).validate(item)
-
-
 @pytest.mark.parametrize("kind", sorted(applied()))
 def test_what_is_applied_obeys_the_schemas_of_kubernetes(kind: str):
     kubernetes_validate.validate(applied()[kind], "1.33", strict=True)
@@ -58,14 +36,14 @@ def test_what_is_applied_obeys_the_schemas_of_kubernetes(kind: str):
 
 @pytest.mark.parametrize("number", range(3))
 def test_the_queue_obeys_the_schemas_of_kueue(number: int):
-    judged_by_kueue(objects("kueue.yaml")[number])
+    judged(objects("kueue.yaml")[number], "kueue")
 
 
 def test_the_schemas_of_kueue_notice_a_misspelt_key():
     queue = objects("kueue.yaml")[1]
     queue["spec"]["resourceGroup"] = queue["spec"].pop("resourceGroups")
     with pytest.raises(jsonschema.ValidationError, match="resourceGroup"):
-        judged_by_kueue(queue)
+        judged(queue, "kueue")
 
 
 def test_names_are_those_of_the_defaults():
@@ -87,10 +65,11 @@ def test_pods_are_what_the_namespace_admits():
 
 
 def test_submitters_may_do_what_the_code_does_and_nothing_else():
-    source = "".join(Path(module.__file__).read_text() for module in (cluster, watched))
-    verbs = {"create": "create", "read": "get", "patch": "patch", "delete": "delete", "list": "list"}
+    source = "".join(Path(module.__file__).read_text() for module in (cluster, kinds, job_sets, watched))
+    verbs = {"create": "create", "read": "get", "get": "get", "patch": "patch", "delete": "delete", "list": "list"}
     used = {(verbs[verb], what.replace("_", "") + "s") for verb, what in re.findall(
-        r"\.(create|read|patch|delete|list)_namespaced_(\w+)", source)}  # fmt: skip
+        r"\.(create|read|get|patch|delete|list)_namespaced_(\w+)", source)}  # fmt: skip
+    used = {(verb, what.replace("customobjects", "jobsets")) for verb, what in used}
     used |= {("watch", what) for verb, what in used if verb == "list"}
     allowed = {
         (verb, resource)
@@ -113,4 +92,4 @@ def test_a_documented_command_describes_jobs(command: str):
 
 
 def test_the_image_runs_as_the_user_of_the_pods():
-    assert f"USER {manifests.USER}:{manifests.USER}" in (PLACE / "Dockerfile").read_text().splitlines()
+    assert f"USER {pods.USER}:{pods.USER}" in (PLACE / "Dockerfile").read_text().splitlines()

@@ -3,27 +3,35 @@
 import json
 from pathlib import Path
 
+import jobset_controller
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 from aks_runs import IMAGE, run
+from crds import judged_job_set
 
 from llmtrain.config.compose import load_config
 from llmtrain.errors import ConfigError, UserError
 from llmtrain.launch.aks import AKSEngine
-from llmtrain.launch.aks.manifests import job_name
+from llmtrain.launch.aks.job_sets import job_of
+from llmtrain.launch.aks.manifests import NOT_AGAIN, job_name
 from llmtrain.launch.engine import Run
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "aks"
 
 VERSIONS = ("1.33", "1.37")
 """The oldest that AKS still has, and the newest that the schemas know."""
+TWO_NODES = "infra.ranks=16", "infra.launch.nodes=2"
 CASES = {
     "cpu": (),
     "h100": (
         "infra=aks", "infra.launch.secret=trackers", "infra.launch.queue=gpus", "infra.launch.node_pool=h100spot",
     ),
-    "h100_16": ("infra=aks_h100", "infra.ranks=16", "infra.launch.nodes=2", "name=Two nodes"),
+    "h100_16": ("infra=aks_h100", *TWO_NODES, "name=Two nodes"),
+    "h100_16_job_set": (
+        "infra=aks_h100", *TWO_NODES, "infra.launch.job_set=true", "infra.launch.queue=gpus", "name=Two nodes",
+    ),
 }  # fmt: skip
 
 
@@ -37,8 +45,9 @@ def objects(*overrides: str) -> list[dict]:
 
 
 def job(*overrides: str) -> dict:
-    [found] = [item for item in objects(*overrides) if item["kind"] == "Job"]
-    return found
+    """The Job of a run, or of its JobSet."""
+    [found] = [item for item in objects(*overrides) if item["kind"] in ("Job", "JobSet")]
+    return found if found["kind"] == "Job" else found["spec"]["replicatedJobs"][0]["template"]
 
 
 def pod(*overrides: str) -> dict:
@@ -54,7 +63,10 @@ def test_manifest_is_the_pinned_one(case: str):
 @pytest.mark.parametrize("case", CASES)
 def test_manifest_obeys_the_schemas_of_kubernetes(case: str, version: str):
     for item in objects(*CASES[case]):
-        assert kubernetes_validate.validate(item, version, strict=True) == version
+        if item["kind"] == "JobSet":
+            judged_job_set(item, version)
+        else:
+            assert kubernetes_validate.validate(item, version, strict=True) == version
 
 
 def test_the_schemas_notice_a_misspelt_key():
@@ -62,6 +74,13 @@ def test_the_schemas_notice_a_misspelt_key():
     broken["spec"]["backOffLimit"] = broken["spec"].pop("backoffLimit")
     with pytest.raises(kubernetes_validate.ValidationError, match="backOffLimit"):
         kubernetes_validate.validate(broken, VERSIONS[0], strict=True)
+    for place in ("spec", "pod"):
+        [broken] = objects(*CASES["h100_16_job_set"])
+        spec = broken["spec"]
+        spec = spec if place == "spec" else spec["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        spec["successPolice"] = {}
+        with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError), match="successPolice"):
+            judged_job_set(broken, VERSIONS[0])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -105,7 +124,7 @@ def test_the_same_run_has_the_same_name_and_another_run_another():
 
 def test_the_longest_name_leaves_room_for_the_pods_of_a_job():
     name = job_name(run("name=" + "Ab_" * 60))
-    assert len(f"{name}-9999") <= 63
+    assert len(f"{job_of(name)}-9999-abcde") <= 63, "JobSet refuses longer names of pods"
     assert name.replace("-", "").isalnum()
     assert name == name.lower()
 
@@ -129,6 +148,66 @@ def test_several_machines_meet_at_the_first_by_name():
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"]
+
+
+JOB_SET = "infra=aks_h100", *TWO_NODES, "infra.launch.job_set=true"
+
+
+def test_a_job_set_is_one_indexed_job_over_the_machines():
+    [made] = objects(*JOB_SET, "infra.launch.restarts=4")
+    [group] = made["spec"]["replicatedJobs"]
+    name, spec = made["metadata"]["name"], group["template"]["spec"]
+    assert (made["apiVersion"], made["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert (group["replicas"], spec["completionMode"], spec["completions"], spec["parallelism"]) == (1, "Indexed", 2, 2)
+    assert made["spec"]["network"]["enableDNSHostnames"], "no Service of ours"
+    environment = {one["name"]: one["value"] for one in spec["template"]["spec"]["containers"][0]["env"]}
+    assert environment["MASTER_ADDR"] == f"{name}-{group['name']}-0-0.{name}"
+    assert made["spec"]["ttlSecondsAfterFinished"] == 604_800
+    assert "ttlSecondsAfterFinished" not in spec, "a JobSet makes a Job that has gone anew"
+    assert "suspend" not in made["spec"]
+
+
+def test_a_job_set_has_the_pods_labels_and_annotation_of_a_job():
+    [_, plain], [together] = objects("infra=aks_h100", *TWO_NODES), objects(*JOB_SET)
+    assert together["metadata"] == plain["metadata"]
+    ours, theirs = plain["spec"]["template"], together["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    assert ours["metadata"] == theirs["metadata"]
+    environments = [pod["spec"]["containers"][0].pop("env") for pod in (ours, theirs)]
+    assert [a for a, b in zip(*environments, strict=True) if a != b] == [
+        {"name": "MASTER_ADDR", "value": f"{plain['metadata']['name']}-0.{plain['metadata']['name']}"}
+    ]
+    assert ours["spec"].pop("subdomain"), "JobSet sets its own"
+    assert ours == theirs
+
+
+EXIT = "Container llmtrain for pod a/b failed with exit code {} matching FailJob rule at index 1"
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "action"),
+    [
+        (
+            "PodFailurePolicy",
+            "Pod a/b has condition DisruptionTarget matching FailJob rule at index 0",
+            "RestartJobSetAndIgnoreMaxRestarts",
+        ),
+        *(("PodFailurePolicy", EXIT.format(code), "FailJobSet") for code in NOT_AGAIN),
+        ("PodFailurePolicy", EXIT.format(137), "RestartJobSet"),
+        ("PodFailurePolicy", "as a later Kubernetes may word it", "RestartJobSet"),
+        ("BackoffLimitExceeded", "Job has reached the specified backoff limit", "RestartJobSet"),
+        ("DeadlineExceeded", "Job was active longer than specified deadline", "FailJobSet"),
+    ],
+)
+def test_what_ended_the_job_decides_about_the_job_set(reason: str, message: str, action: str):
+    [made] = objects(*JOB_SET)
+    rules = made["spec"]["failurePolicy"]["rules"]
+    end = {"reason": reason, "message": message}
+    assert next(rule["action"] for rule in rules if jobset_controller.fits(rule, end)) == action
+
+
+def test_a_job_set_of_one_machine_is_refused():
+    with pytest.raises(ConfigError, match=r"job_set=true, but nodes=1.*set infra\.launch\.job_set=false"):
+        load_config(["infra=aks_cpu", "infra.launch.job_set=true"])
 
 
 def test_spot_and_gpu_nodes_are_tolerated_only_where_they_are_wanted():

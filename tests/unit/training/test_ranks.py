@@ -20,10 +20,10 @@ from llmtrain.training.ranks.torchrun import first_error
 RUN = Path("outputs/experiment/0123456789ab")
 
 
-def failure(tmp_path: Path, rank: int, exitcode: int, said: str | None = None) -> ProcessFailure:
+def failure(tmp_path: Path, rank: int, exitcode: int, said: str | None = None, **more: int) -> ProcessFailure:
     file = tmp_path / f"error-{rank}.json"
     if said is not None:
-        file.write_text(json.dumps({"message": said, "timestamp": 1_700_000_000}))
+        file.write_text(json.dumps({"message": said, "timestamp": 1_700_000_000, **more}))
     return ProcessFailure(local_rank=rank, pid=1000 + rank, exitcode=exitcode, error_file=str(file))
 
 
@@ -57,6 +57,11 @@ def test_what_a_rank_said_is_the_message_and_its_exit_code_the_code(tmp_path: Pa
     assert str(error) == "the disk is full"
 
 
+def test_a_rank_that_is_ended_after_it_spoke_ends_as_it_said(tmp_path: Path):
+    ended = failure(tmp_path, 1, -signal.SIGTERM, said="the run has been stopped", exit_code=75)
+    assert type(first_error({1: ended}, RUN)) is TryAgain
+
+
 @pytest.mark.parametrize("code", [130, -signal.SIGINT])
 def test_ctrl_c_before_there_is_anything_to_save_is_an_interruption(tmp_path: Path, code: int):
     error = first_error({0: failure(tmp_path, 0, code), 1: failure(tmp_path, 1, -signal.SIGTERM)}, RUN)
@@ -85,6 +90,7 @@ def test_a_rank_leaves_its_error_to_torchrun_and_prints_it_under_another_launche
     assert ended_as(IntegrityError("a shard is damaged"), monkeypatch) == 3
     found = ProcessFailure(local_rank=0, pid=1, exitcode=3, error_file=str(tmp_path / "error.json"))
     assert found.message == "a shard is damaged"
+    assert found.error_file_data["exit_code"] == 3
     assert capsys.readouterr().err == ""
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
     assert ended_as(IntegrityError("a shard is damaged"), monkeypatch) == 3
