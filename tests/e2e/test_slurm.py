@@ -368,6 +368,7 @@ def test_a_drained_node_and_a_restarted_controller_lose_nothing(cluster: Cluster
 HOLD_LOCK = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); time.sleep(600)"
 
 
+@pytest.mark.campaign
 def test_a_run_that_never_gets_on_is_given_up(here: Here):
     sweep = here.submit(*SHORT, *CLUSTER, "infra.launch.restarts=1")
     directory = here.directory / here.jobs(sweep)[0]["directory"]

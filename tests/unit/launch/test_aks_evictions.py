@@ -82,7 +82,12 @@ def mathematics(run: Path) -> tuple[str, list[dict]]:
 
 
 @pytest.mark.parametrize(
-    "machines", [(), TWO_MACHINES, JOB_SET], ids=["one machine", "two machines", "two machines of a JobSet"]
+    "machines",
+    [
+        pytest.param((), id="one machine", marks=pytest.mark.campaign),
+        pytest.param(TWO_MACHINES, id="two machines"),
+        pytest.param(JOB_SET, id="two machines of a JobSet", marks=pytest.mark.campaign),
+    ],
 )
 def test_an_evicted_pod_comes_back_and_the_run_ends_as_if_nothing_had_been(
     api: Api, kubelet: Kubelet, machines: tuple[str, ...], capfd: pytest.CaptureFixture[str]
