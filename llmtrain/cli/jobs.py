@@ -9,7 +9,7 @@ from llmtrain.cli import UsageError, exits
 from llmtrain.cli.flags import Flag, listing, parse
 from llmtrain.errors import RunFailed, TryAgain, UserError
 from llmtrain.launch.search import SearchDirectory, in_words
-from llmtrain.launch.status import ENDED, Status, cancel, statuses
+from llmtrain.launch.status import ENDED, Status, cancel, engines_log, statuses
 from llmtrain.launch.sweeps import SweepDirectory, all_sweeps
 
 FLAGS = [
@@ -187,11 +187,10 @@ def _logs(place: SweepDirectory, words: list[str], follow: bool) -> int:
     if len(chosen) > 1:
         raise UsageError(f"sweep {place.path.name} has {len(chosen)} runs: name one of them, by number or id")
     [status] = chosen
-    path = status.directory / "log.txt"
+    path, position = status.directory / "log.txt", 0
     if not path.exists() and not follow:
-        print(f"{status.directory} has printed nothing yet: {status.state} {status.job.reason}")
+        print(engines_log(status) or f"{status.directory} has printed nothing yet: {status.state} {status.job.reason}")
         return 0
-    position = 0
     while True:
         ended = _chosen(place, [status.directory.name])[0].state in ENDED
         if path.exists():
@@ -201,6 +200,8 @@ def _logs(place: SweepDirectory, words: list[str], follow: bool) -> int:
                 position = file.tell()
             sys.stdout.flush()
         if ended or not follow:
+            if not path.exists():
+                print(engines_log(status))
             return 0
         time.sleep(POLL_S)
 

@@ -89,6 +89,15 @@ class Finds(Protocol):
         ...
 
 
+@runtime_checkable
+class Tells(Protocol):
+    """An engine that keeps what a job printed where its run has no log: it did not reach the outputs directory."""
+
+    def log(self, handle: str) -> str:
+        """What the newest process of the job has printed; empty where nothing has begun."""
+        ...
+
+
 def engine_of(launch: AnyLaunch) -> Engine:
     """The engine that `infra.launch` means. Raises UserError where its package is missing."""
     match launch:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from llmtrain.launch.engine import Job, State, engine_of, run_in
+from llmtrain.launch.engine import Job, State, Tells, engine_of, run_in
 from llmtrain.launch.figures import last_rows
 from llmtrain.launch.starts import starts
 from llmtrain.launch.sweeps import POINTS, Point, SweepDirectory
@@ -61,6 +61,12 @@ def cancel(place: SweepDirectory, chosen: Sequence[Status]) -> None:
     alive = [status.handle for status in chosen if status.state not in ENDED]
     if alive:
         engine_of(run_in(chosen[0].directory).infra.launch).cancel(alive)
+
+
+def engines_log(status: Status) -> str:
+    """What the engine keeps of what the run's job has printed; empty where it keeps nothing."""
+    engine = engine_of(run_in(status.directory).infra.launch)
+    return engine.log(status.handle) if status.handle and isinstance(engine, Tells) else ""
 
 
 def _status(outputs: Path, point: Point, handle: str, jobs: dict[str, Job]) -> Status:

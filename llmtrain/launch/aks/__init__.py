@@ -61,6 +61,11 @@ class AKSEngine:
         for name in handles:
             cluster.cancel(name)
 
+    def log(self, handle: str) -> str:
+        """Of the newest pod; Kubernetes forgets it with the pod."""
+        cluster = Cluster(self.launch)
+        return cluster.log(job_of(handle) if self.launch.job_set else handle)
+
     def _manifests(self, sweep: Path, runs: Sequence[Run]) -> list[Manifest]:
         """Of all runs, before the first is submitted."""
         if self.launch.parallel and len(runs) > self.launch.parallel:

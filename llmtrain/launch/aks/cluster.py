@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from llmtrain.config.launch import AKSLaunch
 from llmtrain.errors import LLMTrainError, TryAgain, UserError
 from llmtrain.launch.aks.job_sets import job_of, job_sets
 from llmtrain.launch.aks.kinds import jobs
-from llmtrain.launch.aks.manifests import RUN, Manifest, as_data
+from llmtrain.launch.aks.manifests import JOB, RUN, Manifest, as_data
 from llmtrain.launch.aks.states import CANCELLED, has_ended
 
 CONNECT_S, READ_S = 10, 30
@@ -116,6 +117,20 @@ class Cluster:
         """What the server answers about one object, as it sends it; None and raises as `ask`."""
         found = self.ask(request, namespace=self.namespace, but=but, **kwargs)
         return None if found is None else as_data(found)
+
+    def log(self, job: str) -> str:
+        """What the newest pod of a Job has printed; empty where none has begun."""
+        pods = partial(self.core.list_namespaced_pod, label_selector=f"{JOB}={job}", _preload_content=False)
+        answer = self.ask(pods, self.namespace)
+        made = {
+            pod["metadata"]["name"]: pod["metadata"]["creationTimestamp"] for pod in json.loads(answer.data)["items"]
+        }
+        for name in sorted(made, key=made.__getitem__, reverse=True):
+            log = partial(self.core.read_namespaced_pod_log, name, _preload_content=False)
+            answer = self.ask(log, self.namespace, but=(400, 404))
+            if answer is not None:  # 400: it has not begun
+                return str(answer.data.decode(errors="replace"))
+        return ""
 
     def ask(self, request: Callable[..., Any], *args: Any, but: tuple[int, ...] = (), **kwargs: Any) -> Any:
         """What the server answers to `request`, repeated where that may help; None where it answers with a status

@@ -19,6 +19,8 @@ from llmtrain.launch.engine import Run
 
 MANAGED = {"app.kubernetes.io/name": "llmtrain", "app.kubernetes.io/managed-by": "llmtrain"}
 """Labels of everything that is made here, by which it is found again."""
+JOB = "batch.kubernetes.io/job-name"
+"""Label that Kubernetes puts on the pods of a Job."""
 RUN = "llmtrain/run"
 """Annotation: the run's directory, relative to outputs."""
 NOT_AGAIN = (1, UserError.exit_code, RunFailed.exit_code, Interrupted.exit_code)

@@ -14,12 +14,10 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.watch import Watch
 
 from llmtrain.launch.aks.cluster import Cluster
-from llmtrain.launch.aks.manifests import MANAGED
+from llmtrain.launch.aks.manifests import JOB, MANAGED
 
 PAGE = 500
 """Objects in one answer."""
-JOB = "batch.kubernetes.io/job-name"
-"""Label that Kubernetes puts on the pods of a Job."""
 SELECTOR = ",".join(f"{key}={value}" for key, value in MANAGED.items())
 
 

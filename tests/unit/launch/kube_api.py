@@ -26,7 +26,7 @@ VERSION = "1.33"
 """Of Kubernetes, whose schemas judge what is posted."""
 PATH = re.compile(
     r"/(?:api/v1|apis/batch/v1|apis/jobset\.x-k8s\.io/v1alpha2)"
-    r"/namespaces/(?P<space>[^/]+)/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?$"
+    r"/namespaces/(?P<space>[^/]+)/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?(?P<log>/log)?$"
 )
 KINDS = {
     "jobs": ("batch/v1", "Job"),
@@ -60,6 +60,8 @@ class Api:
         self.asked: list[str] = []
         self.has_gone = False
         self.knows_job_sets = True
+        self.logs: dict[str, str] = {}
+        """What pods have printed, by their names; those that are not here have not begun."""
         self.answers: list[Refused] = []
         """Given to the next requests, instead of answering them."""
         self.cut_watches = 0
@@ -238,6 +240,11 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(401, "Unauthorized")
             if verb == "WATCH":
                 return self.stream(api, place["plural"], query)
+            if place["log"]:
+                api.read("pods", place["name"])
+                if place["name"] not in api.logs:
+                    raise Refused(400, f'container "llmtrain" in pod "{place["name"]}" is waiting to start')
+                return self.send(200, api.logs[place["name"]].encode(), {"Content-Type": "text/plain"})
             found = self.carried_out(api, verb, place, query, body)
         except Refused as refused:
             status = {"kind": "Status", "status": "Failure", "message": str(refused), "code": refused.status}

@@ -12,12 +12,15 @@ from jobset_controller import control
 from kube_api import Api, Refused, serving
 from kubelet import JOB
 
+from llmtrain.cli.jobs import main as jobs
 from llmtrain.errors import TryAgain, UserError
 from llmtrain.launch import aks
 from llmtrain.launch.aks import AKSEngine, cluster
 from llmtrain.launch.aks.job_sets import job_of
 from llmtrain.launch.aks.manifests import job_name
 from llmtrain.launch.engine import Run, State, engine_of
+from llmtrain.launch.submit import relative
+from llmtrain.launch.sweeps import Point, SweepDirectory, sweep_of
 
 SWEEP = Path("outputs/sweeps/0a1b2c3d")
 
@@ -450,6 +453,32 @@ def test_how_a_job_stands_in_words(api: Api):
 
 
 # ---- cancelling
+
+
+def test_what_a_pod_said_that_did_not_reach_the_share_is_told(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    here = run(outputs=Path("outputs"))
+    here.directory.mkdir(parents=True)
+    (here.directory / "config.json").write_text(here.frozen.model_dump_json())
+    place = SweepDirectory(Path("outputs"), "0a1b2c3d")
+    place.write(sweep_of("aks", [Point(overrides=(), run=relative(here, place.outputs))]))
+    [name] = submit(here)
+    place.submitted(relative(here, place.outputs), name)
+    assert jobs(["logs", "0a1b2c3d"]) == 0
+    assert "has printed nothing yet: waiting" in capsys.readouterr().out
+    pod = pod_of(api, name, phase="Pending")
+    assert jobs(["logs", "0a1b2c3d"]) == 0
+    assert "has printed nothing yet: waiting" in capsys.readouterr().out
+    api.logs[pod] = "/outputs: no such directory – mounted?\n"
+    api.update("jobs", name, conditions=condition("Failed", "PodFailurePolicy", "exit code 2"))
+    for words in (["logs", "0a1b2c3d"], ["logs", "-f", "0a1b2c3d"]):
+        assert jobs(words) == 0
+        assert capsys.readouterr().out.strip() == "/outputs: no such directory – mounted?"
+    (here.directory / "log.txt").write_text("its own\n")
+    assert jobs(["logs", "0a1b2c3d"]) == 0
+    assert capsys.readouterr().out == "its own\n"
 
 
 def test_a_cancelled_job_fails_by_its_deadline_and_stays_listed(api: Api):
