@@ -245,6 +245,8 @@ class Controller:
 
     def _used_up(self) -> str:
         """Which budget is used up, in words; empty while none is."""
+        if self.sweep.budget_device_hours is None and self.sweep.budget_usd is None:
+            return ""
         hours = self._all_hours()
         money = usd(self.searched.config, hours)
         for limit, used in ((self.sweep.budget_device_hours, hours), (self.sweep.budget_usd, money)):

@@ -12,14 +12,17 @@ READ_BYTES = 65_536
 
 def last_rows(directory: Path) -> list[dict[str, Any]]:
     """The last rows of metrics.jsonl, which may be growing: whole lines only."""
+    return [json.loads(line) for line in _last_lines(directory)]
+
+
+def _last_lines(directory: Path) -> list[bytes]:
     try:
         with (directory / "metrics.jsonl").open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - READ_BYTES))
-            lines = file.read().split(b"\n")[(1 if size > READ_BYTES else 0) : -1]
+            return file.read().split(b"\n")[(1 if size > READ_BYTES else 0) : -1]
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines]
 
 
 def rows_of(directory: Path, name: str) -> Iterator[tuple[int, float]]:
@@ -45,14 +48,14 @@ def figure(directory: Path, name: str) -> float | None:
 
 def newest_tokens(directory: Path) -> int:
     """How far the run has come; 0 before its first row."""
-    rows = last_rows(directory)
-    return rows[-1]["tokens"] if rows else 0
+    lines = _last_lines(directory)
+    return json.loads(lines[-1])["tokens"] if lines else 0
 
 
 def trained_seconds(directory: Path) -> float:
     """How long the run has trained, all starts together; 0 before its first row."""
-    rows = last_rows(directory)
-    return float(rows[-1]["seconds"]) if rows else 0.0
+    lines = _last_lines(directory)
+    return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
 
 
 def _number(value: Any) -> float:
