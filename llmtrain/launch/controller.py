@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from llmtrain.errors import LLMTrainError, RunFailed, TryAgain, UserError
 from llmtrain.files import in_words
 from llmtrain.launch.engine import Job, Run, State, engine_of, run_in
-from llmtrain.launch.figures import figure, trained_seconds
+from llmtrain.launch.figures import figure, logged_bytes, trained_seconds
 from llmtrain.launch.freezer import Freezer
 from llmtrain.launch.rungs import has_fallen_behind
 from llmtrain.launch.search import Controller as Said
@@ -42,6 +42,12 @@ class Live:
 
     begun: Begun
     runs: list[Run]
+    logged: tuple[int, ...] = ()
+
+    def has_new_rows(self) -> bool:
+        """Whether a run has logged since this was asked last."""
+        before, self.logged = self.logged, tuple(logged_bytes(run.directory) for run in self.runs)
+        return self.logged != before
 
 
 class Controller:
@@ -175,7 +181,7 @@ class Controller:
             if all(map(_finished, live.runs)):
                 self._done(number)
                 continue
-            if has_fallen_behind(self.study, number, live.runs):
+            if live.has_new_rows() and has_fallen_behind(self.study, number, live.runs):
                 self._prune(number)
                 continue
             for run in live.runs:

@@ -46,6 +46,14 @@ def figure(directory: Path, name: str) -> float | None:
     return values[-1] if values else None
 
 
+def logged_bytes(directory: Path) -> int:
+    """The size of metrics.jsonl: it grows with each row."""
+    try:
+        return (directory / "metrics.jsonl").stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def newest_tokens(directory: Path) -> int:
     """How far the run has come; 0 before its first row."""
     lines = _last_lines(directory)

@@ -42,6 +42,7 @@ class Study:
         self.space, self.sweep = space, sweep
         _cut_torn_line(path)
         storage = JournalStorage(JournalFileBackend(str(path), lock_obj=_Lock(path)))
+        self._storage = storage
         self._study = optuna.create_study(
             storage=storage,
             study_name=NAME,
@@ -58,6 +59,7 @@ class Study:
             elif trial.state == TrialState.RUNNING:
                 self._study.tell(trial.number, state=TrialState.FAIL)
         self._tried = {content_hash(trial.params) for trial in self.trials.values()}
+        self._reported = {number: trial.last_step or 0 for number, trial in self.trials.items()}
 
     def ask(self) -> int | None:
         """Propose a point that was not there before, and keep it; returns its number, None where there is none left."""
@@ -72,7 +74,7 @@ class Study:
                 continue
             trial.set_user_attr(POINT, number)
             self._tried.add(identity)
-            self.trials[number] = self._trial(trial.number)
+            self.trials[number], self._reported[number] = self._storage.get_trial(trial._trial_id), 0
             return number
         return None
 
@@ -83,11 +85,11 @@ class Study:
 
     def is_open(self, number: int) -> bool:
         """Whether the point has no verdict yet."""
-        return self._trial(self.trials[number].number).state == TrialState.RUNNING
+        return self._trial(number).state == TrialState.RUNNING
 
     def verdict(self, number: int) -> tuple[TrialState, float | None]:
         """What the study was told of a point."""
-        trial = self._trial(self.trials[number].number)
+        trial = self._trial(number)
         return trial.state, trial.value if trial.values else None
 
     # ---- figures on the way, for ASHA
@@ -102,12 +104,13 @@ class Study:
 
     def reported(self, number: int) -> int:
         """The tokens of the last figure that was reported of a point; 0 before the first."""
-        return self._trial(self.trials[number].number).last_step or 0
+        return self._reported[number]
 
     def report(self, number: int, tokens: int, value: float) -> bool:
         """Keep a figure of a point that has passed a rung; whether it is hopeless."""
         trial = Trial(self._study, self.trials[number]._trial_id)
         trial.report(value, tokens)
+        self._reported[number] = tokens
         if trial.should_prune():
             return True
         trial.set_user_attr(WENT_ON, tokens)
@@ -115,7 +118,7 @@ class Study:
 
     def judged_again(self, number: int) -> bool:
         """Whether a point is hopeless whose last figure was reported, and the verdict lost in a kill."""
-        trial = copy(self._trial(self.trials[number].number))
+        trial = copy(self._trial(number))
         if trial.last_step is None or trial.user_attrs.get(WENT_ON) == trial.last_step:
             return False
         judged = [name for name in trial.system_attrs if name.startswith("completed_rung_")]
@@ -141,7 +144,8 @@ class Study:
         self._study.tell(self.trials[number].number, state=TrialState.FAIL)
 
     def _trial(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
+        """As the study has it now; `Study.get_trials` would list all of them."""
+        return self._storage.get_trial(self.trials[number]._trial_id)
 
     def _sampler(self, number: int, attempt: int) -> BaseSampler:
         seed = int(content_hash([self.sweep.seed, number, attempt])[:8], 16)

@@ -54,7 +54,7 @@ CPUS = 2.0
 pytestmark = [pytest.mark.timeout(900), pytest.mark.campaign]
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+def until(condition: Callable[[], Any], what: str, seconds: float = 400) -> Any:
     """What `condition` returns, once it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
