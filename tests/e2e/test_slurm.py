@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from llmtrain.artifacts import ModelVersion
+from llmtrain.launch.search import SearchDirectory
 from llmtrain.launch.starts import starts
 from llmtrain.launch.sweeps import all_sweeps
 from llmtrain.telemetry.metrics import read, without_times
@@ -383,6 +384,27 @@ def test_a_run_that_never_gets_on_is_given_up(here: Here):
     log = (directory / "log.txt").read_text()
     assert "another process works on this run" in log
     assert "2 starts in a row have not got beyond step 0, and infra.launch.restarts=1: given up" in log
+
+
+@pytest.mark.campaign
+def test_a_search_whose_controller_is_killed_submits_each_point_once(cluster: Cluster, here: Here):
+    limits = ["sweep.trials=3", "sweep.concurrent=2", "trainer.lr=tag(log,interval(1e-4,1e-2))"]
+    sweep = here.submit("-m", *SHORT, *CLUSTER, "sweep=tpe", *limits)
+    [place] = all_sweeps(here.directory / "outputs")
+    search = SearchDirectory(place)
+    until(lambda: len(place.handles()) == 2, f"two points are submitted: {search.path / 'controller.log'}")
+    state = search.state()
+    assert state is not None
+    assert state.process is not None
+    os.kill(state.process[0], signal.SIGKILL)
+    assert "its controller has gone: llmtrain jobs resume" in here.command("jobs", sweep)
+    here.command("jobs", "resume", sweep)
+    here.ends(sweep)
+    points = place.begun().values()
+    assert [point.verdict for point in points] == ["done"] * 3
+    assert [len(starts(place.outputs / run)) for point in points for run in point.runs] == [1, 1, 1]
+    jobs = cluster.run("sacct", "--allocations", "--noheader", "--format=JobName%64,State").splitlines()
+    assert [line.split()[1] for line in jobs if sweep in line] == ["COMPLETED"] * 3
 
 
 @pytest.mark.campaign
