@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     from llmtrain.config.compose import Composer
 
     directories = [Path(flags["--config-dir"])] if "--config-dir" in flags else []
-    composer = Composer(directories)
+    composer = Composer(directories, files_stay=True)
     if overrides:
         print(f"good: {composer.check(overrides).good().name}")
         return 0

@@ -95,7 +95,7 @@ def load_search(
 ) -> tuple[Space, list[tuple[list[str], TrainConfig]]] | None:
     """What `sweep=tpe` or `asha` searches, with points that have every option and every end of an interval; None where
     the sweep is a grid. Raises ConfigError, each problem once."""
-    composer = Composer(config_dirs, config_name)
+    composer = Composer(config_dirs, config_name, files_stay=True)
     space, problems = space_of(overrides, composer.groups(overrides))
     shared = composer.check(list(space.fixed)).data
     if lookup(shared, ("sweep", "kind")) not in SEARCHES:
