@@ -55,3 +55,15 @@ def test_the_scripts_without_a_peer_run(repository: Path, tmp_path: Path):
     assert twice["context"] == 2 * context["context"]
     assert context["mflop_per_token"] < twice["mflop_per_token"]
     assert found["cuda sft"]["tokens_per_second"] > 0
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(600)
+def test_a_simulated_cluster_runs_every_point_of_a_search(repository: Path, tmp_path: Path):
+    command = f"{sys.executable} {repository}/bench/launch_scale.py --points 40 --grid 2 --json {tmp_path}/found.json"
+    done = shell(command, repository)
+    assert done.returncode == 0, done.stdout[-3000:]
+    found = json.loads((tmp_path / "found.json").read_bytes())
+    assert found["points"] == 40
+    assert 0 < found["stopped early"] < 40
+    assert found["days on the cluster"] > 30 / 1440
