@@ -26,6 +26,8 @@ from llmtrain.training.events import Between
 from llmtrain.training.run import train
 from tests.faults.runs import text
 
+pytestmark = pytest.mark.timeout(2400)  # the first test waits for all runs
+
 STRATEGIES = ("ddp", "fsdp2", "tensor_parallel", "deepspeed_zero2", "deepspeed_zero3")
 ELASTIC = ("ddp", "fsdp2", "tensor_parallel")
 SMALL = (
@@ -137,7 +139,7 @@ class Runs:
         driver = str(Path(__file__).with_name("rank_driver.py"))
         done = subprocess.run(
             [*torchrun, "--max-restarts=0", driver, str(file)],
-            env=environment, cwd=self.place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=800,
+            env=environment, cwd=self.place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1700,
             check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-6000:]
