@@ -188,20 +188,18 @@ def _logs(place: SweepDirectory, words: list[str], follow: bool) -> int:
         raise UsageError(f"sweep {place.path.name} has {len(chosen)} runs: name one of them, by number or id")
     [status] = chosen
     path, position = status.directory / "log.txt", 0
-    if not path.exists() and not follow:
-        print(engines_log(status) or f"{status.directory} has printed nothing yet: {status.state} {status.job.reason}")
-        return 0
     while True:
-        ended = _chosen(place, [status.directory.name])[0].state in ENDED
+        [status] = _chosen(place, [status.directory.name])
         if path.exists():
             with path.open("rb") as file:
                 file.seek(position)
                 sys.stdout.write(file.read().decode(errors="replace"))
                 position = file.tell()
             sys.stdout.flush()
-        if ended or not follow:
+        if status.state in ENDED or not follow:
             if not path.exists():
-                print(engines_log(status))
+                nothing = f"{status.directory} has printed nothing yet: {status.state} {status.job.reason}"
+                print(engines_log(status) or nothing)
             return 0
         time.sleep(POLL_S)
 

@@ -3,7 +3,6 @@
 Counting parameters and FLOPs traces the network, which takes some seconds to import: only where they can differ.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +100,7 @@ def counted(config: TrainConfig, manifest: DatasetManifest | None, outputs: Path
     """
     from llmtrain.training.planned import planner
 
-    found = planner(config, outputs, baseline_bytes=0)
-    found = replace(found, workload=estimated(found.config, manifest))
+    found = planner(config, outputs, baseline_bytes=0, manifest=manifest)
     return {
         "parameters": found.step.num_parameters,
         "trained parameters": found.step.num_trained,

@@ -65,8 +65,10 @@ def cancel(place: SweepDirectory, chosen: Sequence[Status]) -> None:
 
 def engines_log(status: Status) -> str:
     """What the engine keeps of what the run's job has printed; empty where it keeps nothing."""
+    if not status.handle:
+        return ""
     engine = engine_of(run_in(status.directory).infra.launch)
-    return engine.log(status.handle) if status.handle and isinstance(engine, Tells) else ""
+    return engine.log(status.handle) if isinstance(engine, Tells) else ""
 
 
 def _status(outputs: Path, point: Point, handle: str, jobs: dict[str, Job]) -> Status:

@@ -132,13 +132,14 @@ def check_policies(environment: Environment, *, force: bool) -> None:
 
 def check_plans(runs: Sequence[Run]) -> None:
     """Raises UserError where the runs take more hours of devices, or money, by their plans than the sweep's budget or
-    the environment allows."""
+    the environment allows. Their data are prepared."""
     config = runs[0].frozen.config if runs else None
     if config is None or not (limits := _limits(config)):
         return
     from llmtrain.plan.machine import resident_bytes
     from llmtrain.training import device
     from llmtrain.training.planned import planner
+    from llmtrain.training.resolve import trained_on
 
     taken = {"hours": 0.0, "usd": 0.0}
     for run in runs:
@@ -148,7 +149,9 @@ def check_plans(runs: Sequence[Run]) -> None:
                 f"the machines of infra.launch.kind={run.infra.launch.kind}; say what they are "
                 f"(conf/infra/_h100.yaml shows how), or set {limits[0][1]}=null"
             )
-        plan = planner(run.frozen.config, Path(run.frozen.config.outputs_dir), resident_bytes()).plan()
+        outputs = Path(run.frozen.config.outputs_dir)
+        data = trained_on(run.frozen, outputs)
+        plan = planner(run.frozen.config, outputs, resident_bytes(), manifest=data).plan()
         taken["hours"] += (plan.eta_seconds or 0) * run.infra.ranks / 3600
         taken["usd"] += plan.cost_usd or 0
     for allows, key, limit in limits:

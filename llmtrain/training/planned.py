@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from llmtrain.artifacts import DatasetManifest
 from llmtrain.config.adapter import NoAdapter
 from llmtrain.config.infra import Infra
 from llmtrain.config.model import HFModel, Qwen3Model, SmolLM2Model
@@ -24,13 +25,20 @@ from llmtrain.training.parents import obtain
 SAMPLED_STEPS = 16
 
 
-def planner(config: TrainConfig, outputs: Path, baseline_bytes: int, steps: Steps | None = None) -> Planner:
-    """The planner of a config; with the run's `steps`, of what they really hold.
+def planner(
+    config: TrainConfig,
+    outputs: Path,
+    baseline_bytes: int,
+    steps: Steps | None = None,
+    manifest: DatasetManifest | None = None,
+) -> Planner:
+    """The planner of a config; with the run's `steps`, of what they really hold; else by the counts of the data that it
+    learns from, where `manifest` has them: without, nobody knows how long tuning takes.
 
     `baseline_bytes` is what the process had before the network was made: `llmtrain.plan.machine.resident_bytes`.
     """
     config = config.model_copy(update={"infra": resolved(config.infra)})
-    workload = estimated(config) if steps is None else workload_of(steps, config.infra)
+    workload = estimated(config, manifest) if steps is None else workload_of(steps, config.infra)
     return Planner(config, lambda one: recipe_of(one, outputs), workload, outputs, baseline_bytes)
 
 

@@ -216,6 +216,18 @@ def _shape_sha256(config: TrainConfig, published: Path | None) -> str:
     return directory_shape_sha256(published)
 
 
+def trained_on(frozen: FrozenRun, outputs: Path) -> DatasetManifest:
+    """The prepared data that a run learns from. Raises IntegrityError where they are gone or others."""
+    resolved = frozen.resolved
+    found = (
+        _manifest(outputs, resolved.chats_path, resolved.chats_sha256)
+        or _manifest(outputs, resolved.pairs_path, resolved.pairs_sha256)
+        or _manifest(outputs, resolved.text_path, resolved.text_sha256)
+    )
+    assert found is not None, "every run has text"
+    return found
+
+
 def _manifest(outputs: Path, path: str | None, content_sha256: str | None) -> DatasetManifest | None:
     if path is None:
         return None

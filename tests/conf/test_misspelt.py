@@ -34,7 +34,8 @@ VALID = {".".join(setting.key) for setting in SETTINGS} | {path.stem for path in
 
 @dataclass(frozen=True)
 class Mistake:
-    """The answer must be about `key`, or about anything where that is empty, and its first guess must be `meant`."""
+    """The answer must be about `key`, and its first guess must be `meant`; where `key` is empty, the mistake is in a
+    defaults list, and the answer may be about anything and guess `meant` second (`guesses` says why)."""
 
     key: str
     meant: str

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain.artifacts import DatasetManifest, SplitCounts
 from llmtrain.config.compose import load_config
 from llmtrain.config.frozen import FrozenRun, Resolved
 from llmtrain.errors import ConfigError, UserError
@@ -15,14 +16,29 @@ from llmtrain.training import run as training_run
 
 ADDRESSES = ["environment.outputs_dir=here", "environment.tracking_uri=http://127.0.0.1:5000"]
 RESOLVED = Resolved(
-    tokenizer_path="t", tokenizer_sha256="0", text_path="d", text_sha256="0", pairs_path=None, pairs_sha256=None,
+    tokenizer_path="t", tokenizer_sha256="0", text_path="text", text_sha256="text", pairs_path=None, pairs_sha256=None,
     parent_version=None, parent_path=None, parent_weights_sha256=None,
 )  # fmt: skip
+OF_TUNING = {
+    "dpo": {"pairs_path": "preferences", "pairs_sha256": "preferences"},
+    "sft": {"chats_path": "chats", "chats_sha256": "chats"},
+}
+DAY = ("infra=h100_x8", "trainer.budget_tokens=1_000_000_000_000")
 
 
-def run(directory: Path, *overrides: str) -> Run:
-    config = load_config(["model=qwen3_tiny", f"outputs_dir={directory}", *overrides])
-    return Run(directory / "a" / "b", FrozenRun(config=config, resolved=RESOLVED, attempt=1))
+def run(directory: Path, *overrides: str, trainer: str = "pretrain", documents: int = 10**11) -> Run:
+    """A run whose data have that many documents of 100 tokens."""
+    config = load_config(["model=qwen3_tiny", f"outputs_dir={directory}", f"trainer={trainer}", *overrides])
+    resolved = RESOLVED.model_copy(update=OF_TUNING.get(trainer, {}))
+    counts = SplitCounts(num_documents=documents, num_tokens=100 * documents, num_bytes=400 * documents)
+    for kind in ("text", "preferences", "chats"):
+        (directory / kind).mkdir(exist_ok=True)
+        manifest = DatasetManifest(
+            parents=(), kind=kind, path=kind, content_sha256=kind, tokenizer_sha256="0", splits={"train": counts},
+            sources={}, num_duplicates=0, num_refused=0, files={},
+        )  # fmt: skip
+        manifest.write(directory / kind / "manifest.json")
+    return Run(directory / "a" / "b", FrozenRun(config=config, resolved=resolved, attempt=1))
 
 
 def test_an_environment_carries_the_addresses():
@@ -55,8 +71,7 @@ def test_prod_takes_committed_code_only(monkeypatch: pytest.MonkeyPatch):
 
 def test_limits_are_held_against_the_plans_of_all_ranks(tmp_path: Path):
     def needed(key: str, *overrides: str, number: int = 1) -> float:
-        limits = [f"{key}=1e-9", "infra=h100_x8", "trainer.budget_tokens=1_000_000_000_000"]
-        one = run(tmp_path, *limits, *overrides)
+        one = run(tmp_path, f"{key}=1e-9", *DAY, *overrides)
         with pytest.raises(UserError, match=rf"by their plans, and .* 1e-09; .* or raise {key}$") as why:
             check_plans([one] * number)
         return float(re.findall(r"(?:take|cost) ([0-9.]+)", str(why.value))[0])
@@ -69,6 +84,17 @@ def test_limits_are_held_against_the_plans_of_all_ranks(tmp_path: Path):
     enough = run(tmp_path, "infra=h100_x8", "environment.device_hours=1e9", "sweep.budget_usd=1e9")
     check_plans([enough])
     check_plans([])
+
+
+@pytest.mark.parametrize("trainer", ["dpo", "sft"])
+def test_how_long_tuning_takes_is_in_the_prepared_data(tmp_path: Path, trainer: str):
+    def hours(documents: int) -> float:
+        one = run(tmp_path, "infra=h100_x8", "sweep.budget_device_hours=1e-9", trainer=trainer, documents=documents)
+        with pytest.raises(UserError, match=r"take [0-9.]+ hours .* or raise sweep.budget_device_hours$") as why:
+            check_plans([one])
+        return float(re.findall(r"take ([0-9.]+)", str(why.value))[0])
+
+    assert hours(2 * 10**11) == pytest.approx(2 * hours(10**11), rel=0.01)
 
 
 def test_hours_of_machines_that_nobody_has_described_are_not_known(tmp_path: Path):
