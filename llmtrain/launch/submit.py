@@ -158,7 +158,7 @@ def check_plans(runs: Sequence[Run]) -> None:
         unit = "usd" if key.endswith("usd") else "hours"
         if taken[unit] > limit:
             words = (
-                f"cost {taken[unit]:.2f} US dollars" if unit == "usd" else f"take {taken[unit]:.1f} hours of devices"
+                f"cost {taken[unit]:.4g} US dollars" if unit == "usd" else f"take {taken[unit]:.4g} hours of devices"
             )
             raise UserError(
                 f"{len(runs)} runs {words} by their plans, and {allows}; submit fewer, lower trainer.budget_tokens, or "
