@@ -1,7 +1,8 @@
 """The records that stages hand to each other. Read this file first: it is the whole flow.
 
-    documents ──prepare──> DatasetManifest ──train──> TrainedModel ──register──> ModelVersion
-                                                          └──evaluate──> Evidence ──┘ (the registry judges it)
+    documents ──prepare──> DatasetManifest ──train──> TrainedModel ──register──> ModelVersion ──serve──> ServedModel
+                                                          ├──evaluate──> Evidence ──┘ (the registry judges it)
+                                                          └──optimise──> OptimisedModel ──serve──> ServedModel
 
 Records are frozen and carry units in their names. `parents` holds the `sha256` of each record that this one was made
 from: that is the lineage. Paths are relative to the outputs directory, so it may be moved or copied as a whole.
@@ -104,6 +105,50 @@ class TrainedModel(Record):
     num_tokens_seen: int
     metrics: dict[str, float]
     """The last figures, on splits that were not trained on; the keys carry the units."""
+
+
+Form = Literal["trained", "onnx_fp32", "onnx_int8", "onnx_int4", "safetensors_int8", "safetensors_int4"]
+"""What a model's weights are stored as: as they were trained, or as `llmtrain optimise` made them."""
+
+
+class OptimisedModel(Record):
+    """A model in another form, complete with tokenizer and generation config, under `path`. `parents` holds the record
+    that it was made from, where there is one."""
+
+    form: Form
+    path: str
+    """Directory, relative to outputs: `optimised/<12 digits of the source's weights>/<form>`."""
+    source_weights_sha256: str
+    """`weights_sha256` of the model that it was made from."""
+    files: dict[str, str]
+    """SHA-256 of each file in `path`, by its name."""
+    settings: dict[str, str | int | float | bool | None]
+    """How it was made: the settings of the group `optimise` that change the result."""
+    num_bytes: int
+    """Of the weights' files."""
+    metrics: dict[str, float]
+    """Measured on one machine; the keys carry the units."""
+
+
+class ServedModel(Record):
+    """What an endpoint serves; everything but names and places comes from the model's own records."""
+
+    label: str
+    """`name@version`, or the run's directory."""
+    name: str
+    """What requests call it."""
+    form: Form
+    path: str
+    """Directory with tokenizer, config and weights; relative to outputs where it lies in them."""
+    weights_sha256: str
+    """Of the trained weights."""
+    precision: Literal["fp32", "bf16"]
+    """What products are computed in: as trained. A quantised form has its own."""
+    context_tokens: int
+    stop_ids: tuple[int, ...]
+    """Tokens that end an answer."""
+    template_sha256: str | None
+    """Of the chat template's text; null where the tokenizer has none."""
 
 
 class Evidence(Record):

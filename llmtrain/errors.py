@@ -6,11 +6,15 @@ LLMTrainError
 │   ├── DataError               a source is missing, empty, undecodable, or has too many bad records
 │   ├── TokenizerMismatch       the tokenizer does not fit the model or the data
 │   ├── CheckpointMismatch      a checkpoint or a version belongs to another model
-│   └── UnsupportedModel        the architecture fails the log-probability check on load
+│   ├── UnsupportedModel        the architecture fails the log-probability check on load
+│   └── RequestRefused          an endpoint says that the request is wrong (HTTP 4xx)
 ├── RunFailed               3   the run itself went wrong
 │   ├── NonFiniteLoss           the loss or the gradient is NaN or infinite
-│   └── IntegrityError          a stored file no longer matches its recorded hash
+│   ├── IntegrityError          a stored file no longer matches its recorded hash
+│   ├── EngineFailed            an engine answered with HTTP 5xx, broke off a stream, or ended
+│   └── NotTheSameModel         the parity gate: what is served computes something else than what was trained
 ├── TryAgain               75   nothing is wrong with the request: preempted (SIGTERM), disk full, lock held
+│   └── EngineUnavailable       an endpoint cannot be reached, is busy, or is not ready
 └── Interrupted           130   Ctrl-C; the state was saved
 """
 
@@ -54,6 +58,15 @@ class UnsupportedModel(UserError):
     pass
 
 
+class RequestRefused(UserError):
+    """`status` is HTTP's, `code` the endpoint's own word for the reason, if it gave one."""
+
+    def __init__(self, message: str, status: int, code: str | int | None) -> None:
+        self.status = status
+        self.code = code
+        super().__init__(message)
+
+
 class RunFailed(LLMTrainError):
     exit_code = 3
 
@@ -66,8 +79,20 @@ class IntegrityError(RunFailed):
     pass
 
 
+class EngineFailed(RunFailed):
+    pass
+
+
+class NotTheSameModel(RunFailed):
+    pass
+
+
 class TryAgain(LLMTrainError):
     exit_code = 75
+
+
+class EngineUnavailable(TryAgain):
+    pass
 
 
 class Interrupted(LLMTrainError):

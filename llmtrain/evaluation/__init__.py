@@ -1,0 +1,1 @@
+"""Evidence: is the served model the trained one?"""

@@ -1,0 +1,1 @@
+"""Models in other forms: ONNX, quantised; measured where they were made."""
