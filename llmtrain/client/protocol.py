@@ -2,13 +2,14 @@
 
 Engines of ours validate requests with these classes, and the client builds its requests from them, so the two cannot
 disagree. Extensions, all vLLM's: `top_k`, `ignore_eos`, `stop_token_ids`, `return_token_ids`, `prompt_logprobs`,
-`POST /tokenize`. An answer's classes ignore fields that they do not know: engines say more than is asked of them.
+`POST /tokenize` and `/detokenize`. An answer's classes ignore fields that they do not know: engines say more than is
+asked of them.
 """
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, MaxLen, MinLen
-from pydantic import BaseModel, ConfigDict, model_validator
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_CHOICES = 16
 """Largest `n`: each choice is a sequence of its own to compute."""
@@ -16,6 +17,9 @@ MOST_LOGPROBS = 20
 """Most alternatives a token; OpenAI's limit."""
 
 TokenId = Annotated[int, Ge(0)]
+Ids = Annotated[tuple[TokenId, ...], Field(fail_fast=True)]
+Text = Annotated[str, MinLen(1)]
+Texts = Annotated[tuple[Text, ...], Field(fail_fast=True)]
 
 
 class Request(BaseModel):
@@ -32,12 +36,12 @@ class Request(BaseModel):
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
     top_k: Annotated[int, Ge(-1)] = 0
     """0 or -1: all tokens."""
-    seed: int | None = None
+    seed: Annotated[int, Ge(-(2**63)), Lt(2**63)] | None = None
     """Equal seeds give equal tokens for the same request on the same engine."""
     n: Annotated[int, Ge(1), Le(MOST_CHOICES)] = 1
-    stop: str | Annotated[tuple[Annotated[str, MinLen(1)], ...], MaxLen(16)] | None = None
+    stop: str | Annotated[Texts, MaxLen(16)] | None = None
     """Texts that end the answer; they are not part of it."""
-    stop_token_ids: Annotated[tuple[TokenId, ...], MaxLen(64)] = ()
+    stop_token_ids: Annotated[Ids, MaxLen(64)] = ()
     """Tokens that end the answer, beside the model's own."""
     ignore_eos: bool = False
     """Go on after the model's own end tokens: for measurements of speed."""
@@ -50,7 +54,7 @@ class Request(BaseModel):
     return_token_ids: bool = False
     """Give `prompt_token_ids` and each choice's `token_ids`."""
     prompt_logprobs: Annotated[int, Ge(0), Le(MOST_LOGPROBS)] | None = None
-    """Give the log-probability of each token of the prompt, and of so many likeliest in its place. Not with `stream`."""
+    """The log-probability of each token of the prompt, and of so many likeliest in its place. Not with `stream`."""
     user: str | None = None
     """Accepted, not used."""
 
@@ -79,10 +83,10 @@ class CompletionRequest(Request):
     """`POST /v1/completions`."""
 
     prompt: (
-        Annotated[str, MinLen(1)]
-        | Annotated[tuple[TokenId, ...], MinLen(1)]
-        | Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)]
-        | Annotated[tuple[Annotated[tuple[TokenId, ...], MinLen(1)], ...], MinLen(1)]
+        Text
+        | Annotated[Ids, MinLen(1)]
+        | Annotated[Texts, MinLen(1)]
+        | Annotated[tuple[Annotated[Ids, MinLen(1)], ...], Field(fail_fast=True), MinLen(1)]
     )
     """A text, token ids, or several of either, each of which gives `n` choices."""
     logprobs: Annotated[int, Ge(0), Le(MOST_LOGPROBS)] | None = None
@@ -127,6 +131,15 @@ class TokenizeRequest(BaseModel):
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give prompt or messages, one of the two")
         return self
+
+
+class DetokenizeRequest(BaseModel):
+    """`POST /detokenize`: the text of token ids."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    model: str | None = None
+    tokens: Ids
 
 
 class Answer(BaseModel):
