@@ -26,16 +26,21 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     from llmtrain.config.check import check_option, hidden_options
     from llmtrain.config.compose import Composer
+    from llmtrain.config.root import TrainConfig
+    from llmtrain.config.roots import PROGRAMS, ROOTS, command_of, root_for
 
     directories = [Path(flags["--config-dir"])] if "--config-dir" in flags else []
-    composer = Composer(directories, files_stay=True)
+    composers = {name: Composer(directories, name, files_stay=True, root=root) for name, root in ROOTS.items()}
     if overrides:
-        print(f"good: {composer.check(overrides).good().name}")
+        name = command_of(overrides)
+        config = composers[name].check(overrides).good()
+        print(f"good: {config.name if isinstance(config, TrainConfig) else PROGRAMS[name]}")
         return 0
     problems = hidden_options(conf_directory(), directories)
     found = options([conf_directory(), *directories])
     for group, files in found.items():
         for option, path in files.items():
+            composer = composers[root_for(group, "train")]
             needed, wrong = check_option(composer, group, option, path, found)
             print(f"{'wrong' if wrong else 'good '} {group}={option}" + (f" with {' '.join(needed)}" if needed else ""))
             problems += [f"{group}={option}: {problem}" for problem in wrong]

@@ -19,7 +19,7 @@ BASH = """\
 _llmtrain_complete() {
     local IFS=$'\\n' line=${COMP_LINE:0:COMP_POINT} ask
     case ${COMP_WORDS[0]##*/} in
-        python*) [[ ${COMP_WORDS[1]##*/} == train.py ]] || return; ask=("${COMP_WORDS[@]:0:2}") ;;
+        python*) [[ ${COMP_WORDS[1]##*/} == @(train|serve).py ]] || return; ask=("${COMP_WORDS[@]:0:2}") ;;
         *) ask=("${COMP_WORDS[0]}" train) ;;
     esac
     COMPREPLY=($(COMP_LINE=$line "${ask[@]}" --shell-completion query=bash 2>/dev/null))
@@ -57,7 +57,8 @@ def candidates(line: str) -> list[str]:
             return _beginning(word, COMMANDS)
         command, words = words[1], words[2:]
     else:
-        command, words = "train", words[1:] if words[0].endswith("train.py") else words[2:]
+        script, *words = words if words[0].endswith(".py") else words[1:]
+        command = Path(script).stem
     flags: list[Flag] = getattr(import_module(f"llmtrain.cli.{command}"), "FLAGS", []) if command in COMMANDS else []
     if not flags:
         return []
@@ -71,12 +72,18 @@ def candidates(line: str) -> list[str]:
     except UsageError:
         return []
     directories = [Path(given["--config-dir"])] if "--config-dir" in given else []
-    return _overrides(word, overrides, directories, given.get("--config-name", "train"), asks=command == "explain")
+    name = given.get("--config-name", command if command in ("serve", "optimise") else "train")
+    return _overrides(word, overrides, directories, name, asks=command == "explain")
 
 
 def _overrides(word: str, overrides: list[str], directories: list[Path], name: str, asks: bool) -> list[str]:
     """Options, settings and values; with `asks` a setting may stand alone."""
-    groups = options([conf_directory(), *directories])
+    from llmtrain.config.root import TrainConfig
+    from llmtrain.config.roots import ROOTS, owner_of
+
+    root = ROOTS.get(name, TrainConfig)
+    found = options([conf_directory(), *directories])
+    groups = {group: files for group, files in found.items() if owner_of(group, root) is None}
     sign = word[: len(word) - len(word.lstrip("+~"))]
     key, equals, value = word.removeprefix(sign).partition("=")
     if equals and key in groups:
@@ -85,12 +92,12 @@ def _overrides(word: str, overrides: list[str], directories: list[Path], name: s
     from llmtrain.config.compose import Composer
     from llmtrain.config.schema import choices, exists_in, lookup, settings, variants
 
-    data = Composer(directories, name).check([one for one in overrides if "=" in one or one.startswith("~")]).data
-    here = {".".join(setting.key): setting for setting in settings() if exists_in(setting, data)}
+    given = [one for one in overrides if "=" in one or one.startswith("~")]
+    data = Composer(directories, name, root=root).check(given).data
+    every = settings(root)
+    here = {".".join(setting.key): setting for setting in every if exists_in(setting, data)}
     if equals:
-        values = {
-            one for setting in settings() if ".".join(setting.key) == key for one in choices(setting.field.annotation)
-        }
+        values = {one for setting in every if ".".join(setting.key) == key for one in choices(setting.field.annotation)}
         if not values and (now := lookup(data, tuple(key.split(".")))) is not None:
             values = {json.dumps(now).strip('"')}
         return [f"{sign}{key}={one}" for one in _beginning(value, values)]

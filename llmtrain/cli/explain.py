@@ -35,10 +35,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     from llmtrain.config.compose import Composer
     from llmtrain.config.explain import as_data, explain, explain_all, paragraph, table
+    from llmtrain.config.root import TrainConfig
+    from llmtrain.config.roots import ROOTS, command_of
 
     keys = [word for word in words if "=" not in word and not word.startswith("~")]
     directories = [Path(flags["--config-dir"])] if "--config-dir" in flags else []
-    composer = Composer(directories, flags.get("--config-name", "train"))
+    name = command_of(words, flags.get("--config-name", "train"))
+    composer = Composer(directories, name, root=ROOTS.get(name, TrainConfig))
     checked = composer.check([word for word in words if word not in keys])
     if checked.composed is None:
         checked.good()
@@ -58,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         parts = [part for one in found for part in (paragraph(one), table(one.inside)) if part]
         print("\n\n".join(parts))
     left_open = {one.key for one in everything if one.value == "???"}  # to ask about it is no mistake
+    if name in ("serve", "optimise") and not any(word.startswith(("version=", "run=")) for word in words):
+        left_open.add("")  # nor that no model is named
     problems += [str(problem) for problem in checked.problems if problem.key not in left_open]
     if problems:
         raise ConfigError(problems)

@@ -16,6 +16,10 @@ COMMANDS = {
     "plan": "memory, time, energy and cost of a command line, before anything is launched",
     "jobs": "list what was submitted, follow its logs, wait for it, cancel it, compare its results",
     "rerun": "a run once more, from its directory alone, and whether the result is bit-equal",
+    "optimise": "another form of a model, ONNX or quantised, measured here and kept where it is worth it",
+    "serve": "serve a model: python serve.py, under another name",
+    "parity": "is what an endpoint serves the model that was trained?",
+    "chat": "a page to talk to one endpoint, or to compare two",
     "doctor": "why a run is slow or sick, and the override that helps",
     "demo": "the whole flow on two CPU cores, in a few minutes",
 }
@@ -28,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print("llmtrain COMMAND ...\n\nCommands (each has its own --help):")
-        print("\n".join(f"  {name:7} {line}" for name, line in COMMANDS.items()))
+        print("\n".join(f"  {name:8} {line}" for name, line in COMMANDS.items()))
         return 0
     if command == "--version":
         print(f"llmtrain {__version__}")

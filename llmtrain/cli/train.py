@@ -50,6 +50,8 @@ FLAGS = [
     Flag("--shell-completion", "install=SHELL or uninstall=SHELL (bash, zsh, fish)", "-sc"),
     Flag("--hydra-help", "Hydra's own help"),
 ]
+NOT_OURS = ("optimise", "serving")
+"""Groups of conf/ that other commands compose."""
 
 
 @exits
@@ -98,6 +100,8 @@ def help_text(directories: list[Path]) -> str:
         "Groups and their options:",
     ]
     for group, files in options([conf_directory(), *directories]).items():
+        if group in NOT_OURS:
+            continue
         lines += [f"  {group}="] + [f"    {name:18} {description(path)}".rstrip() for name, path in files.items()]
     lines += ["", "Flags:", *listing(FLAGS), "", "Every setting and its value: python train.py --cfg job"]
     return "\n".join([*lines, "What each one means, and which file or override set it: llmtrain explain KEY"])

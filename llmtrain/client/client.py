@@ -2,10 +2,13 @@
 
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from weakref import WeakValueDictionary
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -89,6 +92,8 @@ class Client:
     timeout_s: float = 120.0
     """Longest silence: between a request and its answer, or between two pieces of a stream."""
     _http: httpx.Client = field(init=False, repr=False)
+    _connections: WeakValueDictionary[int, Any] = field(init=False, repr=False, default_factory=WeakValueDictionary)
+    _aborted: bool = field(init=False, repr=False, default=False)
 
     def __post_init__(self) -> None:
         self.base_url = self.base_url.rstrip("/").removesuffix("/v1")
@@ -96,7 +101,10 @@ class Client:
         if self.api_key_env is not None:
             headers["Authorization"] = f"Bearer {os.environ.get(self.api_key_env, '')}"
         self._http = httpx.Client(
-            base_url=self.base_url, headers=headers, timeout=httpx.Timeout(self.timeout_s, connect=5.0)
+            base_url=self.base_url,
+            headers=headers,
+            timeout=httpx.Timeout(self.timeout_s, connect=5.0),
+            event_hooks={"request": [lambda request: request.extensions.update(trace=self._trace)]},
         )
 
     def __enter__(self) -> Self:
@@ -107,6 +115,17 @@ class Client:
 
     def close(self) -> None:
         self._http.close()
+
+    def abort(self) -> None:
+        """Called in another thread: what goes on here ends at once, with an error where it is awaited.
+
+        To leave a stream's iterator is enough between two pieces of it; this also ends the wait for the next one.
+        """
+        self._aborted = True
+        for reference in self._connections.valuerefs():
+            if (connection := reference()) is not None:
+                with suppress(OSError):  # it is closed already
+                    connection.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
     def models(self) -> tuple[ModelCard, ...]:
         """What is served."""
@@ -152,7 +171,9 @@ class Client:
         body = self._chat(messages, sampling, tools=tools, n=n, logprobs=logprobs, token_ids=token_ids)
         return _chats(self._parse(ChatAnswer, self._post("/v1/chat/completions", body)))
 
-    def stream_complete(self, prompt: str | Sequence[int], sampling: Sampling = GREEDY, **more: Any) -> Iterator[Written]:
+    def stream_complete(
+        self, prompt: str | Sequence[int], sampling: Sampling = GREEDY, **more: Any
+    ) -> Iterator[Written]:
         """The same as it is written; leaving the iterator closes the connection, which ends the engine's work."""
         body = self._completion(prompt, sampling, **more) | {"stream": True}
         for event in self._events("/v1/completions", body):
@@ -224,6 +245,13 @@ class Client:
         fields |= ({"return_token_ids": True} if token_ids else {}) | ({"tools": list(tools)} if tools else {})
         return _body(ChatRequest, model=self.served(), messages=list(messages), **fields)
 
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Keeps each connection that httpcore makes: to close one does not wake the thread that reads from it."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._connections[id(info["return_value"])] = info["return_value"]
+            if self._aborted:
+                self.abort()
+
     def _get(self, path: str) -> bytes:
         return self._send("GET", path).content
 
@@ -275,7 +303,8 @@ class Client:
 
     def _unreachable(self, error: httpx.HTTPError) -> EngineUnavailable:
         return EngineUnavailable(
-            f"{self.base_url} does not answer ({type(error).__name__}: {error}); is it running? `python serve.py` starts it"
+            f"{self.base_url} does not answer ({type(error).__name__}: {error}); is it running? "
+            "`python serve.py` starts it"
         )
 
     def _parse(self, kind: type[Parsed], content: bytes | str) -> Parsed:

@@ -131,7 +131,7 @@ def _of_an_older_schema(checked: Checked) -> tuple[TrainConfig | None, list[Prob
         return None, checked.problems
     moved = (_paths(data) ^ _paths(later)) - {".".join(key) for key in open_keys} | {"schema_version"}
     wrong = [one for one in checked.problems if one.key not in moved or (one.place or "").startswith("override")]
-    if wrong or not is_valid(later):
+    if wrong or not is_valid(later, TrainConfig):
         return None, wrong or checked.problems
     return TrainConfig.model_validate_json(json.dumps(later, default=str)), []
 

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -23,13 +23,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from typing_extensions import TypeVar
 
 from llmtrain.config.axes import Axis, Interval, Space, space_of
+from llmtrain.config.base import Settings
 from llmtrain.config.options import conf_directory
 from llmtrain.config.origins import Origin, Origins
 from llmtrain.config.preflight import CommandLine, Given, Groups, expand, read_overrides
 from llmtrain.config.problems import Problem, is_valid, left_open, unheard_of, unresolvable, validate
 from llmtrain.config.root import TrainConfig
+from llmtrain.config.roots import ROOTS
 from llmtrain.config.schema import Key, lookup, setting_at, settings, wanted
 from llmtrain.config.suggest import closest, did_you_mean
 from llmtrain.config.uncomposable import COMPOSITION_ERRORS, uncomposable
@@ -40,12 +43,15 @@ SEARCHES = ("tpe", "asha")
 MOST_CORNERS = 32
 """Combinations of options and ends that are checked before a search begins; beyond them, one axis at a time."""
 
+Root = TypeVar("Root", bound=Settings, default=TrainConfig, covariant=True)
+"""The class of a command's whole config."""
+
 
 @dataclass(frozen=True)
-class Checked:
+class Checked(Generic[Root]):
     """A command line, composed and judged. Good where `problems` is empty."""
 
-    config: TrainConfig | None
+    config: Root | None
     problems: list[Problem]
     composed: DictConfig | None
     """What Hydra composed, its own node included, nothing resolved; None where it could not."""
@@ -55,8 +61,9 @@ class Checked:
     """Settings that still hold `???`."""
     origins: Callable[[], Origins]
     """Where each setting was set, every earlier setting included; computed when first asked for."""
+    root: type[Root]
 
-    def good(self) -> TrainConfig:
+    def good(self) -> Root:
         """The config. Raises ConfigError with all problems where there are any."""
         if self.problems or self.config is None:
             raise ConfigError([str(problem) for problem in self.problems])
@@ -132,8 +139,10 @@ def _corners(space: Space) -> list[tuple[str, ...]]:
     return [first, *others]
 
 
-class Composer:
+class Composer(Generic[Root]):
     """Hydra's loader over the shipped options and the user's; raises ConfigError where a directory does not exist.
+
+    `root` is the class of the config that is composed, and says which groups there are.
 
     With `files_stay`, what a choice of options composes to is kept, so that points of a sweep that differ in values
     only read the files once; for as long as no file changes. `shipped` is read instead of `conf_directory()`: conf/ as
@@ -147,7 +156,9 @@ class Composer:
         shipped: Path | None = None,
         *,
         files_stay: bool = False,
+        root: type[Root] = TrainConfig,  # type: ignore[assignment]  # the default of its type
     ) -> None:
+        self.root = root
         self._kept: dict[tuple[str, ...], tuple[DictConfig, list[tuple[Path, Key]]]] | None = {} if files_stay else None
         self._kept_groups: dict[tuple[str, ...], Groups] = {}
         version.setbase("1.3")
@@ -161,10 +172,10 @@ class Composer:
         self.loader = _Loader(search_path)
         Hydra("train", self.loader)  # registers the `hydra:` resolver and the job's name
 
-    def check(self, lines: list[str]) -> Checked:
+    def check(self, lines: list[str]) -> Checked[Root]:
         """Compose and judge one command line; never raises for a mistake of the user's."""
         groups = self.groups(lines)
-        command_line = read_overrides(lines, groups)
+        command_line = read_overrides(lines, groups, self.root)
         self.loader.merged = []
         composed, given = self._compose_what_is_sound(command_line, groups)
         merged = self.loader.merged
@@ -174,25 +185,25 @@ class Composer:
             text = "no such group" + did_you_mean(closest(group, groups.options))
             problems.append(Problem(group, text, f"the defaults list of {self.config_name}.yaml"))
         if composed is None:
-            return Checked(None, problems, None, {}, [], origins)
+            return Checked(None, problems, None, {}, [], origins, self.root)
         data, open_keys, unresolved = plain(composed)
-        if open_keys or not is_valid(data):
-            _drop_what_the_old_kind_had(composed, origins(), [path for path, _ in merged])
+        if open_keys or not is_valid(data, self.root):
+            _drop_what_the_old_kind_had(composed, origins(), [path for path, _ in merged], self.root)
             data, open_keys, unresolved = plain(composed)
         for one in given:
             if one.adds and any(origin.file for origin in origins().chains.get(one.key, [])):
                 text = f"has a value already; write '{one.line.removeprefix('+')}' without '+'"
                 problems.append(Problem(".".join(one.key), text, one.place))
         problems += [problem for key, why in unresolved if (problem := unresolvable(key, why, origins()))]
-        for key in unheard_of(open_keys, data):
+        for key in unheard_of(open_keys, data, self.root):
             open_keys.remove(key)
             lookup(data, key[:-1])[key[-1]] = "???"  # for the schema to refuse
         spoiled = {*command_line.spoiled, *open_keys, *(key for key, _ in unresolved)}
-        config, found = validate(data, spoiled, origins, groups.options)
-        problems += [left_open(key, data, origins()) for key in open_keys if lookup(data, key) is None]
-        order = {name: position for position, name in enumerate(TrainConfig.model_fields)}
+        config, found = validate(data, spoiled, origins, groups.options, self.root)
+        problems += [left_open(key, data, origins(), self.root) for key in open_keys if lookup(data, key) is None]
+        order = {name: position for position, name in enumerate(self.root.model_fields)}
         problems = sorted(dict.fromkeys(problems + found), key=lambda problem: order.get(problem.key.split(".")[0], -1))
-        return Checked(config, problems, composed, data, open_keys, origins)
+        return Checked(config, problems, composed, data, open_keys, origins, self.root)
 
     def groups(self, lines: list[str]) -> Groups:
         """The groups and options on the search path (`hydra.searchpath=[...]` among `lines` included).
@@ -215,7 +226,9 @@ class Composer:
             raise ConfigError([str(uncomposable(None, error, Groups({}, {}, set())))]) from error
         if primary is None:
             raise ConfigError([f"--config-name {self.config_name}: no such file on the search path"])
-        names = [name for name in repository.get_group_options("", ObjectType.GROUP) if name != "hydra"]
+        others = {name for root in ROOTS.values() for name in root.model_fields} - self.root.model_fields.keys()
+        found = repository.get_group_options("", ObjectType.GROUP)
+        names = [name for name in found if name != "hydra" and name not in others]
         options = {name: repository.get_group_options(name, ObjectType.CONFIG) for name in names}
         defaults = [default for default in primary.defaults_list or [] if isinstance(default, GroupDefault)]
         return Groups(
@@ -306,7 +319,9 @@ def _origins(merged: list[tuple[Path, Key]], given: list[Given]) -> Origins:
     return origins
 
 
-def _drop_what_the_old_kind_had(composed: DictConfig, origins: Origins, merged: list[Path]) -> None:
+def _drop_what_the_old_kind_had(
+    composed: DictConfig, origins: Origins, merged: list[Path], root: type[Settings]
+) -> None:
     """Where an override or a later file chose another `kind`, remove what files had set for the kind before."""
     ranks = {path: rank for rank, path in enumerate(merged)}
 
@@ -314,10 +329,10 @@ def _drop_what_the_old_kind_had(composed: DictConfig, origins: Origins, merged: 
         return -1 if origin is None else ranks.get(origin.file, len(merged)) if origin.file else len(merged)
 
     data: Any = OmegaConf.to_container(composed, resolve=False)
-    known = {choice for setting in settings() for choice in setting.kinds.items()}
-    for setting in settings():
+    known = {choice for setting in settings(root) for choice in setting.kinds.items()}
+    for setting in settings(root):
         chain = origins.chains.get(setting.key, [])
-        if not all(origin.file for origin in chain) or setting_at(setting.key, data) is not None:
+        if not all(origin.file for origin in chain) or setting_at(setting.key, data, root) is not None:
             continue
         if any((kind, lookup(data, tuple(kind.split(".")))) not in known for kind in setting.kinds):
             continue  # a misspelled kind takes nothing away

@@ -6,7 +6,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.base import Changes
+from llmtrain.config.base import Changes, Settings
 from llmtrain.config.compose import Checked
 from llmtrain.config.options import description
 from llmtrain.config.origins import Origin
@@ -42,7 +42,7 @@ class Explanation:
     """Every setting of a group, at any depth."""
 
 
-def explain(name: str, checked: Checked, options: dict[str, dict[str, Path]]) -> Explanation:
+def explain(name: str, checked: Checked[Settings], options: dict[str, dict[str, Path]]) -> Explanation:
     """The setting or the group called `name` in a config that was composed, whatever else is wrong with it.
 
     `options` has the file of each option of each group. Raises ConfigError where no setting has that name.
@@ -50,24 +50,24 @@ def explain(name: str, checked: Checked, options: dict[str, dict[str, Path]]) ->
     key = tuple(name.split("."))
     if name in options:
         return _choice(name, checked, options[name])
-    if setting := setting_at(key, checked.data):
+    if setting := setting_at(key, checked.data, checked.root):
         return _explanation(setting, checked)
-    if others := [setting for setting in settings() if setting.key == key]:
+    if others := [setting for setting in settings(checked.root) if setting.key == key]:
         return _of_another_kind(others, checked)
-    names = dict.fromkeys(".".join(setting.key) for setting in settings())
+    names = dict.fromkeys(".".join(setting.key) for setting in settings(checked.root))
     guess = did_you_mean(closest(name, [*options, *names]))
     raise ConfigError([f"{name}: no such setting{guess or '; llmtrain explain lists them all'}"])
 
 
-def explain_all(checked: Checked) -> list[Explanation]:
+def explain_all(checked: Checked[Settings]) -> list[Explanation]:
     """Every setting that the config has, groups left out."""
     return _inside((), checked)
 
 
-def _explanation(setting: Setting, checked: Checked) -> Explanation:
+def _explanation(setting: Setting, checked: Checked[Settings]) -> Explanation:
     key, groups = setting.key, variants(setting.field)
     value = _value(key, checked)
-    parent = setting_at(key[:-1], checked.data)
+    parent = setting_at(key[:-1], checked.data, checked.root)
     if groups:
         value = lookup(checked.data, (*key, "kind")) or ONLY
         meaning = _meaning_of_kind(groups, value)
@@ -81,7 +81,7 @@ def _explanation(setting: Setting, checked: Checked) -> Explanation:
     return Explanation(".".join(key), value, meaning, wants, _changes(setting), None, chain[::-1], inside)
 
 
-def _choice(group: str, checked: Checked, files: dict[str, Path]) -> Explanation:
+def _choice(group: str, checked: Checked[Settings], files: dict[str, Path]) -> Explanation:
     """A group of the command line, whose value is the name of the chosen option."""
     choices = checked.composed.hydra.runtime.choices if checked.composed else {}
     chosen = choices.get(group)
@@ -90,7 +90,7 @@ def _choice(group: str, checked: Checked, files: dict[str, Path]) -> Explanation
     return Explanation(group, chosen, meaning, wants, None, None, chain[::-1], _inside((group,), checked))
 
 
-def _of_another_kind(others: list[Setting], checked: Checked) -> Explanation:
+def _of_another_kind(others: list[Setting], checked: Checked[Settings]) -> Explanation:
     first = others[0]
     chosen = {group: lookup(checked.data, tuple(group.split("."))) for one in others for group in one.kinds}
     missing = [[f"{group}={kind}" for group, kind in one.kinds.items() if chosen[group] != kind] for one in others]
@@ -100,10 +100,10 @@ def _of_another_kind(others: list[Setting], checked: Checked) -> Explanation:
     return Explanation(".".join(first.key), None, meaning, wants, _changes(first), only_with, [], [])
 
 
-def _inside(key: Key, checked: Checked) -> list[Explanation]:
+def _inside(key: Key, checked: Checked[Settings]) -> list[Explanation]:
     return [
         _explanation(setting, checked)
-        for setting in settings()
+        for setting in settings(checked.root)
         if setting.key[: len(key)] == key and exists_in(setting, checked.data) and not variants(setting.field)
     ]
 
@@ -112,7 +112,7 @@ def _meaning_of_kind(groups: dict[str, Any], kind: Any) -> str:
     return cleandoc(groups[kind].__doc__ or "") if kind in groups else ""
 
 
-def _value(key: Key, checked: Checked) -> Any:
+def _value(key: Key, checked: Checked[Settings]) -> Any:
     parent = lookup(checked.data, key[:-1])
     if isinstance(parent, dict) and key[-1] in parent:
         return parent[key[-1]]

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmtrain.config.base import Settings
 from llmtrain.config.root import TrainConfig
+from llmtrain.config.roots import ROOTS
 from llmtrain.config.schema import variants
 
 Schema = dict[str, Any]
@@ -24,12 +25,14 @@ HYDRA: Schema = {"type": "object", "description": "Hydra's own settings; the shi
 
 
 def conf_schemas() -> dict[str, Schema]:
-    """A schema for each group, for `experiment` (deltas over all groups) and for `train` (the defaults list)."""
-    whole = _group({"train": TrainConfig})
-    groups = {name: found for name, field in TrainConfig.model_fields.items() if (found := variants(field))}
-    files = {name: (f"conf/{name}/*.yaml", _group(found)) for name, found in groups.items()}
-    files["experiment"] = ("conf/experiment/*.yaml", whole)
-    files["train"] = ("conf/train.yaml", {**whole, "properties": {**whole["properties"], "hydra": HYDRA}})
+    """A schema for each group, for `experiment` (deltas over all groups of train.yaml) and for each defaults list."""
+    files: dict[str, tuple[str, Schema]] = {}
+    for name, root in ROOTS.items():
+        groups = {group: found for group, field in root.model_fields.items() if (found := variants(field))}
+        files |= {group: (f"conf/{group}/*.yaml", _group(found)) for group, found in groups.items()}
+        whole = _group({"": root})
+        files[name] = (f"conf/{name}.yaml", {**whole, "properties": {**whole["properties"], "hydra": HYDRA}})
+    files["experiment"] = ("conf/experiment/*.yaml", _group({"": TrainConfig}))
     return {name: _file(title, schema) for name, (title, schema) in files.items()}
 
 

@@ -7,8 +7,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException
 
+from llmtrain.config.base import Settings
 from llmtrain.config.problems import Problem
-from llmtrain.config.root import TrainConfig
+from llmtrain.config.roots import owner_of
 from llmtrain.config.schema import Key
 from llmtrain.config.suggest import closest, did_you_mean
 
@@ -58,7 +59,7 @@ class CommandLine:
     spoiled: set[Key] = field(default_factory=set)
 
 
-def read_overrides(lines: list[str], groups: Groups) -> CommandLine:
+def read_overrides(lines: list[str], groups: Groups, root: type[Settings]) -> CommandLine:
     """Check each override on its own; one whose meaning can be guessed is composed so, to hide nothing else."""
     result = CommandLine()
     for line in lines:
@@ -68,7 +69,7 @@ def read_overrides(lines: list[str], groups: Groups) -> CommandLine:
             result.spoiled.add(tuple(parsed.key.split(".")))
             continue
         check = _choice if is_choice(parsed, groups) else _value
-        problems, composed = check(parsed, line, groups)
+        problems, composed = check(parsed, line, groups, root)
         result.problems += problems
         if composed is None:
             result.spoiled.add(tuple(parsed.key_or_group.split(".")))
@@ -105,11 +106,11 @@ def is_choice(override: Override, groups: Groups) -> bool:
     return override.key_or_group in groups.options and not isinstance(override.value(), dict)
 
 
-def _choice(override: Override, line: str, groups: Groups) -> tuple[list[Problem], str | None]:
+def _choice(override: Override, line: str, groups: Groups, root: type[Settings]) -> tuple[list[Problem], str | None]:
     group, place = override.key_or_group, f"override '{line}'"
     known = groups.options[group]
     one_of = f" Options: {', '.join(known)}"
-    needed = group in TrainConfig.model_fields
+    needed = group in root.model_fields
     if override.package is not None:
         return [
             Problem(group, f"its place is fixed; write '{group}=OPTION' without '@{override.package}'", place)
@@ -141,7 +142,7 @@ def _choice(override: Override, line: str, groups: Groups) -> tuple[list[Problem
     return problems, composed
 
 
-def _value(override: Override, line: str, groups: Groups) -> tuple[list[Problem], str | None]:
+def _value(override: Override, line: str, groups: Groups, root: type[Settings]) -> tuple[list[Problem], str | None]:
     key, place = override.key_or_group, f"override '{line}'"
     if override.is_hydra_override():
         if key == "hydra.searchpath":
@@ -156,13 +157,15 @@ def _value(override: Override, line: str, groups: Groups) -> tuple[list[Problem]
         return [Problem(key, f"cannot be left out; write '{key}=VALUE'", place)], None
     if override.is_sweep_override():
         return [_sweep(override, line)], None
-    if "." not in key and key not in TrainConfig.model_fields:
-        guesses = closest(key, [*groups.options, *TrainConfig.model_fields])
+    if "." not in key and (owner := owner_of(key, root)) is not None:
+        return [Problem(key, f"is a group of `{owner}`, which this command does not have", place)], None
+    if "." not in key and key not in root.model_fields:
+        guesses = closest(key, [*groups.options, *root.model_fields])
         if len(guesses) == 1 and guesses[0] in groups.options and not isinstance(override.value(), dict):
             problem = Problem(key, f"no such group{did_you_mean(guesses)}", place)
             meant = parse(f"{guesses[0]}={line.partition('=')[2]}")
             assert isinstance(meant, Override), f"the value of {line!r} parses under one name and not under another"
-            problems, composed = _choice(meant, line, groups)
+            problems, composed = _choice(meant, line, groups, root)
             return [problem, *problems], composed
     return [], "++" + line.lstrip("+")  # `++` sets unknown keys too: the schema names all of them at once
 

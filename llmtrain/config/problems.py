@@ -3,15 +3,18 @@
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf.errors import InterpolationToMissingValueError
 from pydantic import ValidationError
 
+from llmtrain.config.base import Settings
 from llmtrain.config.origins import Origins
-from llmtrain.config.root import TrainConfig
 from llmtrain.config.schema import Key, Setting, exists_in, key_of, lookup, setting_at, settings, variants, wanted
 from llmtrain.config.suggest import closest, did_you_mean
+
+Root = TypeVar("Root", bound=Settings)
+"""The class of a command's whole config."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,15 @@ class Problem:
         return (f"{self.key}: " if self.key else "") + self.text + (f" ({self.place})" if self.place else "")
 
 
-def unheard_of(open_keys: list[Key], data: dict[str, Any]) -> list[Key]:
+def unheard_of(open_keys: list[Key], data: dict[str, Any], root: type[Settings]) -> list[Key]:
     """The open keys that are no setting of any kind, and no entry of a list."""
-    known = {setting.key for setting in settings()}
+    known = {setting.key for setting in settings(root)}
     return [key for key in open_keys if key not in known and isinstance(lookup(data, key[:-1]), dict)]
 
 
-def left_open(key: Key, data: dict[str, Any], origins: Origins) -> Problem:
+def left_open(key: Key, data: dict[str, Any], origins: Origins, root: type[Settings]) -> Problem:
     """A setting that is `???` still."""
-    setting = setting_at(key, data)
+    setting = setting_at(key, data, root)
     name, words = ".".join(key), f", {wanted(setting.field)}" if setting else ""
     return Problem(name, f"must be given; add '{name}=...'{words}", origins.place(key))
 
@@ -48,19 +51,23 @@ def unresolvable(key: Key, error: Exception, origins: Origins) -> Problem | None
     return Problem(".".join(key), f"{written}cannot be resolved: {str(error).splitlines()[0]}", origins.place(key))
 
 
-def is_valid(data: dict[str, Any]) -> bool:
+def is_valid(data: dict[str, Any], root: type[Settings]) -> bool:
     """Whether the schemas have nothing to say against it."""
     try:
-        TrainConfig.model_validate_json(json.dumps(data, default=str))
+        root.model_validate_json(json.dumps(data, default=str))
     except ValidationError:
         return False
     return True
 
 
 def validate(
-    data: dict[str, Any], spoiled: set[Key], origins: Callable[[], Origins], groups: Iterable[str]
-) -> tuple[TrainConfig | None, list[Problem]]:
-    """The config that `data` means, and what is wrong with it; the config counts only where nothing is wrong.
+    data: dict[str, Any],
+    spoiled: set[Key],
+    origins: Callable[[], Origins],
+    groups: Iterable[str],
+    root: type[Root],
+) -> tuple[Root | None, list[Problem]]:
+    """The config of class `root` that `data` means, and what is wrong with it; it counts only where nothing is wrong.
 
     One mistake must not hide another, so a misspelled key moves to where it was probably meant, a misspelled kind
     becomes the one that was, and `data` is looked at again. Keys in `spoiled` are reported already: nothing more is
@@ -69,21 +76,21 @@ def validate(
     problems: list[Problem] = []
     while True:
         try:
-            return TrainConfig.model_validate_json(json.dumps(data, default=str)), problems
+            return root.model_validate_json(json.dumps(data, default=str)), problems
         except ValidationError as error:
             mended, found = False, error.errors(include_url=False)
             misspelled = any(details["type"] == "extra_forbidden" for details in found)
             for details in found:
-                key = key_of(details["loc"])
+                key = key_of(details["loc"], root)
                 if any(key[: len(known)] == known for known in spoiled):
                     continue
                 match details["type"]:
                     case "extra_forbidden":
-                        problems += _unknown(key, data, origins(), groups)
+                        problems += _unknown(key, data, origins(), groups, root)
                         mended = True
                         continue
                     case "union_tag_invalid" | "union_tag_not_found":
-                        problem, guess = _unknown_kind(key, data, origins())
+                        problem, guess = _unknown_kind(key, data, origins(), root)
                         problems.append(problem)
                         if guess:
                             lookup(data, key)["kind"] = guess
@@ -92,23 +99,25 @@ def validate(
                     case "missing" if misspelled:
                         continue  # it may be what was meant
                     case "missing":
-                        problems.append(_missing(key, data, origins()))
+                        problems.append(_missing(key, data, origins(), root))
                     case "value_error":
                         problems.append(_broken_rule(key, str(details["ctx"]["error"]), origins()))
                     case kind:
-                        key = key if setting_at(key, data) else key[:-1]  # an entry of a list is no setting
-                        problems.append(_wrong_value(key, details["input"], kind, data, origins()))
+                        key = key if setting_at(key, data, root) else key[:-1]  # an entry of a list is no setting
+                        problems.append(_wrong_value(key, details["input"], kind, data, origins(), root))
                 spoiled = spoiled | {key}
             if not mended:
                 return None, problems
 
 
-def _unknown(key: Key, data: dict[str, Any], origins: Origins, groups: Iterable[str]) -> list[Problem]:
+def _unknown(
+    key: Key, data: dict[str, Any], origins: Origins, groups: Iterable[str], root: type[Settings]
+) -> list[Problem]:
     """One problem for each setting under an unknown key, which is taken out of `data` or moved to where it belongs."""
     value = lookup(data, key)
     del lookup(data, key[:-1])[key[-1]]
-    here = {".".join(setting.key) for setting in settings() if exists_in(setting, data)}
-    elsewhere = {".".join(setting.key): setting for setting in settings() if not exists_in(setting, data)}
+    here = {".".join(setting.key) for setting in settings(root) if exists_in(setting, data)}
+    elsewhere = {".".join(setting.key): setting for setting in settings(root) if not exists_in(setting, data)}
     problems = []
     for leaf, content in _leaves(key, value):
         name = ".".join(leaf)
@@ -117,7 +126,7 @@ def _unknown(key: Key, data: dict[str, Any], origins: Origins, groups: Iterable[
         guesses = closest(name, [*groups, *sorted(here), *sorted(elsewhere.keys() - here)])
         guesses = guesses or closest(leaf[-1], ["defaults"])  # which Hydra takes out of every file
         if name in elsewhere:
-            others = [setting.kinds for setting in settings() if ".".join(setting.key) == name]
+            others = [setting.kinds for setting in settings(root) if ".".join(setting.key) == name]
             differing = [[group for group, kind in kinds.items() if _kind(group, data) != kind] for kinds in others]
             nearest = min(differing, key=len)
             group = nearest[0]
@@ -155,9 +164,9 @@ def _leaves(key: Key, value: Any) -> list[tuple[Key, Any]]:
     return [(key, value)]
 
 
-def _unknown_kind(key: Key, data: dict[str, Any], origins: Origins) -> tuple[Problem, Any]:
+def _unknown_kind(key: Key, data: dict[str, Any], origins: Origins, root: type[Settings]) -> tuple[Problem, Any]:
     """What is wrong with a group's `kind`, or with the key that was meant to be it; and the kind that was meant."""
-    setting = setting_at(key, data)
+    setting = setting_at(key, data, root)
     assert setting is not None, f"pydantic found no kind for {key}, which is no group"
     group, known, name = lookup(data, key), list(variants(setting.field)), ".".join((*key, "kind"))
     if "kind" in group:
@@ -173,8 +182,8 @@ def _unknown_kind(key: Key, data: dict[str, Any], origins: Origins) -> tuple[Pro
     return Problem(name, f"missing; add '{name}=...', one of {', '.join(known)}", origins.place(key)), None
 
 
-def _missing(key: Key, data: dict[str, Any], origins: Origins) -> Problem:
-    setting = setting_at(key, data)
+def _missing(key: Key, data: dict[str, Any], origins: Origins, root: type[Settings]) -> Problem:
+    setting = setting_at(key, data, root)
     assert setting is not None, f"pydantic misses {key}, which no schema has"
     name = ".".join(key)
     if len(key) == 1 and variants(setting.field):
@@ -191,8 +200,10 @@ def _broken_rule(key: Key, message: str, origins: Origins) -> Problem:
     return Problem(".".join(key), message, ", ".join(places) or None)
 
 
-def _wrong_value(key: Key, value: Any, error: str, data: dict[str, Any], origins: Origins) -> Problem:
-    setting = setting_at(key, data)
+def _wrong_value(
+    key: Key, value: Any, error: str, data: dict[str, Any], origins: Origins, root: type[Settings]
+) -> Problem:
+    setting = setting_at(key, data, root)
     assert setting is not None, f"pydantic refuses {key}, which no schema has"
     name, words, groups = ".".join(key), wanted(setting.field), variants(setting.field)
     if error == "finite_number":

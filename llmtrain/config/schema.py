@@ -28,9 +28,10 @@ class Setting:
 
 
 @cache
-def settings() -> tuple[Setting, ...]:
-    """Every setting, groups included, parents first; one that several kinds share comes once for each."""
-    return tuple(_settings(TrainConfig, (), {}))
+def settings(root: type[Settings] = TrainConfig) -> tuple[Setting, ...]:
+    """Every setting of a command's config, groups included, parents first; one that several kinds share comes once for
+    each."""
+    return tuple(_settings(root, (), {}))
 
 
 def _settings(model: type[Settings], key: Key, kinds: dict[str, str]) -> Iterator[Setting]:
@@ -52,10 +53,10 @@ def variants(field: FieldInfo) -> dict[str, type[Settings]]:
     return {get_args(group.model_fields["kind"].annotation)[0]: group for group in groups}
 
 
-def key_of(location: tuple[int | str, ...]) -> Key:
+def key_of(location: tuple[int | str, ...], root: type[Settings] = TrainConfig) -> Key:
     """The setting that pydantic's `loc` means: without the kind that it puts after a group of several kinds."""
     key: Key = ()
-    model: type[Settings] | None = TrainConfig
+    model: type[Settings] | None = root
     parts = list(location)
     while parts:
         name = str(parts.pop(0))
@@ -68,14 +69,15 @@ def key_of(location: tuple[int | str, ...]) -> Key:
     return key
 
 
-def setting_at(key: Key, data: dict[str, Any]) -> Setting | None:
+def setting_at(key: Key, data: dict[str, Any], root: type[Settings] = TrainConfig) -> Setting | None:
     """The setting of that name, for the kinds that `data` has chosen."""
-    return next((setting for setting in _named().get(key, ()) if exists_in(setting, data)), None)
+    return next((setting for setting in _named(root).get(key, ()) if exists_in(setting, data)), None)
 
 
 @cache
-def _named() -> dict[Key, list[Setting]]:
-    return {key: [one for one in settings() if one.key == key] for key in {one.key for one in settings()}}
+def _named(root: type[Settings]) -> dict[Key, list[Setting]]:
+    every = settings(root)
+    return {key: [one for one in every if one.key == key] for key in {one.key for one in every}}
 
 
 def exists_in(setting: Setting, data: dict[str, Any]) -> bool:

@@ -84,12 +84,17 @@ class Registry:
         return [version for version in versions if name in (None, version.name)]
 
     def get(self, reference: str) -> ModelVersion:
-        """The version that `name@1.2.0` means; `name` alone means its highest one. Raises UserError for any other."""
+        """The version that `name@1.2.0` or `name@alias` means; `name` alone means its highest one.
+
+        Aliases are MLflow's. Raises UserError for any other reference.
+        """
         name, _, number = reference.partition("@")
         versions = self.versions()
         found = [version for version in versions if version.name == name and number in ("", version.version)]
         if found:
             return max(found, key=lambda version: numbers(version.version))
+        if (version := self._by_alias(name, number, versions)) is not None:
+            return version
         if not versions:
             raise UserError(
                 f"{reference}: no such version; {self.outputs} has no registered model yet, train one first"
@@ -98,6 +103,13 @@ class Registry:
         close = get_close_matches(reference, [*labels, *{version.name for version in versions}], n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"{reference}: no such version in {self.outputs}; {hint}There are: {', '.join(labels)}")
+
+    def _by_alias(self, name: str, alias: str, versions: list[ModelVersion]) -> ModelVersion | None:
+        if not alias or name not in {version.name for version in versions}:
+            return None
+        with in_words(self.outputs):
+            number = self._client.get_registered_model(name).aliases.get(alias)
+            return None if number is None else _record(self._client.get_model_version(name, str(number)))
 
     def latest(
         self,

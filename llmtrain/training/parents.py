@@ -1,20 +1,18 @@
 """Models that a run starts from or learns from: named by the user, the newest registered one, or a published one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from llmtrain.artifacts import TrainedModel, weights_sha256
+from llmtrain.artifacts import TrainedModel
 from llmtrain.config.model import HFModel, Model, PublishedModel, Qwen3Model, SmolLM2Model
 from llmtrain.config.root import TrainConfig
 from llmtrain.data.once import make_once
 from llmtrain.data.tokenizer import load_tokenizer
-from llmtrain.errors import CheckpointMismatch, IntegrityError, TokenizerMismatch, UserError
+from llmtrain.errors import CheckpointMismatch, TokenizerMismatch
 from llmtrain.models.build import hf_config, shape_sha256
 from llmtrain.models.pretrained import (
     NOT_SHAPE,
     Published,
-    check_files,
     describe,
     directory_shape_sha256,
     locate,
@@ -22,24 +20,7 @@ from llmtrain.models.pretrained import (
 )
 from llmtrain.models.smollm2 import packaged_file, unpack, unpacked_key
 from llmtrain.registry.registry import Registry
-
-
-@dataclass(frozen=True)
-class Parent:
-    """A model that training starts from, or a teacher."""
-
-    directory: Path
-    """Where its weights and tokenizer are."""
-    weights_sha256: str
-    record: TrainedModel | None
-    """None where it was not trained by llmtrain."""
-    version: str | None
-    """`name@version`; None where it was not registered."""
-
-    @property
-    def label(self) -> str:
-        """What people call it."""
-        return self.version or str(self.directory.parent if self.record else self.directory)
+from llmtrain.stored import StoredModel
 
 
 def obtain(model: PublishedModel, outputs: Path, say: Callable[[str], None]) -> Published:
@@ -63,35 +44,8 @@ def obtain(model: PublishedModel, outputs: Path, say: Callable[[str], None]) -> 
             return describe(directory)
 
 
-def published_parent(published: Published) -> Parent:
-    return Parent(published.directory, published.weights_sha256, None, None)
-
-
-def named(name: str, outputs: Path, *, setting: str) -> Parent:
-    """The model that `setting` names: a run's directory, a model's, or `name@version`; its weights are hashed.
-
-    Raises UserError where `name` names nothing, IntegrityError where the weights are not those of its record.
-    """
-    directory = Path(name).expanduser()
-    record = directory / "trained.json"
-    if record.exists():
-        trained = TrainedModel.read(record)
-        found = weights_sha256(directory / "model")
-        if found != trained.weights_sha256:
-            raise IntegrityError(f"{directory / 'model'}: the weights are not those that {record} names; restore them")
-        return Parent(directory / "model", found, trained, None)
-    if (directory / "config.json").exists() and not (directory / "checkpoints").exists():
-        check_files(directory)
-        return Parent(directory, weights_sha256(directory), None, None)
-    if "@" in name:
-        registry = Registry(outputs)
-        version = registry.get(name)
-        registry.verify(version)
-        return Parent(registry.directory(version), version.model.weights_sha256, version.model, version.label)
-    raise UserError(
-        f"{setting}={name}: no finished run and no model is in that directory, and it is no name@version; "
-        f"`llmtrain models` lists the versions"
-    )
+def published_parent(published: Published) -> StoredModel:
+    return StoredModel(published.directory, published.weights_sha256, None, None)
 
 
 def latest(
@@ -100,7 +54,7 @@ def latest(
     outputs: Path,
     train_base: Callable[[], TrainedModel],
     say: Callable[[str], None],
-) -> Parent:
+) -> StoredModel:
     """The newest registered pretrained version of this shape and tokenizer, trained first where there is none."""
     assert isinstance(config.model, Qwen3Model), "a published model is its own parent"
     registry, shape = Registry(outputs), shape_sha256(config.model)
@@ -115,10 +69,10 @@ def latest(
         assert version is not None, "the pretraining that was just done is not the one that was asked for"
     say(f"trainer.init_from=latest is {version.label}")
     registry.verify(version)
-    return Parent(registry.directory(version), version.model.weights_sha256, version.model, version.label)
+    return StoredModel(registry.directory(version), version.model.weights_sha256, version.model, version.label)
 
 
-def check_shape(parent: Parent, model: Model, published: Published | None, name: str) -> None:
+def check_shape(parent: StoredModel, model: Model, published: Published | None, name: str) -> None:
     """Raises CheckpointMismatch where `parent` cannot be what `model` describes, with the settings that differ."""
     theirs = read_config(parent.directory)
     if isinstance(model, Qwen3Model):
@@ -142,7 +96,7 @@ def check_shape(parent: Parent, model: Model, published: Published | None, name:
     )
 
 
-def check_vocabulary(teacher: Parent, tokenizer_directory: Path) -> None:
+def check_vocabulary(teacher: StoredModel, tokenizer_directory: Path) -> None:
     """Raises TokenizerMismatch unless each token of the student's means the same text to `teacher`."""
     if load_tokenizer(teacher.directory).get_vocab() != load_tokenizer(tokenizer_directory).get_vocab():
         raise TokenizerMismatch(

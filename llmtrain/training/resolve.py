@@ -20,8 +20,9 @@ from llmtrain.data.tokenizer import tokenizer_sha256
 from llmtrain.errors import IntegrityError, TokenizerMismatch, UserError
 from llmtrain.models.build import shape_sha256
 from llmtrain.models.pretrained import Published, directory_shape_sha256
+from llmtrain.stored import StoredModel, named
 from llmtrain.training import device
-from llmtrain.training.parents import Parent, check_shape, check_vocabulary, latest, named, obtain, published_parent
+from llmtrain.training.parents import check_shape, check_vocabulary, latest, obtain, published_parent
 
 Say = Callable[[str], None]
 FRESH, LATEST = "scratch", "latest"
@@ -35,9 +36,9 @@ class Inputs:
     text: DatasetManifest
     pairs: DatasetManifest | None
     chats: DatasetManifest | None
-    parent: Parent | None
+    parent: StoredModel | None
     """What training starts from; None where it starts from fresh weights."""
-    teacher: Parent | None
+    teacher: StoredModel | None
     """What a distilled model learns from."""
     shape_sha256: str
     """Of the network that is trained."""
@@ -155,7 +156,7 @@ def _init_from(config: TrainConfig) -> str:
     return FRESH if isinstance(config.trainer, PretrainTrainer) else config.trainer.init_from
 
 
-def _known_parent(config: TrainConfig, published: Published | None, outputs: Path) -> Parent | None:
+def _known_parent(config: TrainConfig, published: Published | None, outputs: Path) -> StoredModel | None:
     """The parent, but for one that has to be looked for by its tokenizer."""
     name = _init_from(config)
     if name in (FRESH, LATEST):
@@ -165,7 +166,7 @@ def _known_parent(config: TrainConfig, published: Published | None, outputs: Pat
     return parent
 
 
-def _tokenizer(config: TrainConfig, published: Published | None, parent: Parent | None) -> Tokenizer:
+def _tokenizer(config: TrainConfig, published: Published | None, parent: StoredModel | None) -> Tokenizer:
     """A parent that was trained here keeps its tokenizer; a published one too, unless the config says otherwise."""
     match config.model:
         case HFModel(tokenizer=HFTokenizer() as tokenizer) if parent is None or parent.record is None:
@@ -201,7 +202,7 @@ def _fitting_tokenizer_sha256(config: TrainConfig, published: Published | None, 
     return tokenizer_sha256(tokenizer)
 
 
-def _teacher(config: TrainConfig, tokenizer_directory: Path, outputs: Path) -> Parent | None:
+def _teacher(config: TrainConfig, tokenizer_directory: Path, outputs: Path) -> StoredModel | None:
     if not isinstance(config.trainer, DistillTrainer):
         return None
     teacher = named(config.trainer.teacher, outputs, setting="trainer.teacher")
@@ -240,7 +241,7 @@ def _manifest(outputs: Path, path: str | None, content_sha256: str | None) -> Da
     return manifest
 
 
-def _parent_of(outputs: Path, path: str | None, weights: str | None, version: str | None) -> Parent | None:
+def _parent_of(outputs: Path, path: str | None, weights: str | None, version: str | None) -> StoredModel | None:
     if path is None:
         return None
     assert weights is not None, "a frozen parent has a hash"
@@ -248,7 +249,7 @@ def _parent_of(outputs: Path, path: str | None, weights: str | None, version: st
     if not directory.is_dir():
         raise UserError(f"{directory}: the model that this run starts from, or learns from, is gone; restore it")
     record = directory.parent / "trained.json"
-    return Parent(directory, weights, TrainedModel.read(record) if record.exists() else None, version)
+    return StoredModel(directory, weights, TrainedModel.read(record) if record.exists() else None, version)
 
 
 def _relative(path: Path, outputs: Path) -> str:

@@ -1,0 +1,33 @@
+"""`serve`: from a checked config to an engine that answers until it is told to stop."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from llmtrain.config.serve import ServeConfig
+from llmtrain.config.serving import LitServeServing
+from llmtrain.files import write_whole
+from llmtrain.journal import Journal
+from llmtrain.serving.served import served_model, serving_directory
+
+
+def serve(config: ServeConfig, say: Callable[[str], None]) -> int:
+    """Serve the model that `config` names until SIGTERM or Ctrl-C; returns the exit code.
+
+    Writes `outputs/serving/<name>-<key>/served.json` and a line of the journal. Raises UserError where the model, the
+    form or the engine is not there, IntegrityError where files were changed.
+    """
+    served, directory = served_model(config)
+    outputs = Path(config.outputs_dir)
+    place = serving_directory(served, outputs)
+    place.mkdir(parents=True, exist_ok=True)
+    write_whole(place / "served.json", served.model_dump_json(indent=2) + "\n")
+    Journal(outputs).append("model.served", label=served.label, form=served.form, sha256=served.sha256)
+    say(
+        f"{served.label} as {served.name}: {served.form}, {served.precision}, "
+        f"{served.context_tokens} tokens of context, by {config.serving.kind}"
+    )
+    match config.serving:
+        case LitServeServing() as litserve:
+            from llmtrain.serving.litserve_server import serve_litserve
+
+            return serve_litserve(served, directory, litserve, config.infra, outputs, say)
