@@ -69,3 +69,11 @@ class Piece:
     """For each token of the prompt but the first; with the first piece, where they were asked for."""
     finish_reason: FinishReason | None = None
     """Set in a job's last piece."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job's end that is no answer; the others go on."""
+
+    key: str
+    error: Exception

@@ -13,6 +13,8 @@ class Runtime(Protocol):
     """A model that keeps the keys and values of several sequences, each in a slot, 0 to `max_sequences` - 1.
 
     The verb `load` is each runtime's own function: `load(directory, ...) -> Runtime`. One thread calls the others.
+    Logits may be written over by the next call: use or copy them before it. A call that raises leaves all sequences as
+    they were.
     """
 
     vocab_size: int
