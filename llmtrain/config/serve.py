@@ -10,6 +10,7 @@ from llmtrain.config.infra import Infra
 from llmtrain.config.launch import LocalLaunch
 from llmtrain.config.optimise import Optimise
 from llmtrain.config.serving import Serving
+from llmtrain.config.tracking import Tracking
 
 
 class OfAModel(Settings):
@@ -44,6 +45,7 @@ class ServeConfig(OfAModel):
     """Everything that `serve.py` needs to know."""
 
     serving: Serving
+    tracking: Tracking
 
 
 class OptimiseConfig(OfAModel):

@@ -8,6 +8,7 @@ from llmtrain.config.serving import LitServeServing
 from llmtrain.files import write_whole
 from llmtrain.journal import Journal
 from llmtrain.serving.served import served_model, serving_directory
+from llmtrain.serving.tracked import tracked
 
 
 def serve(config: ServeConfig, say: Callable[[str], None]) -> int:
@@ -30,4 +31,5 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> int:
         case LitServeServing() as litserve:
             from llmtrain.serving.litserve_server import serve_litserve
 
-            return serve_litserve(served, directory, litserve, config.infra, outputs, say)
+            with tracked(served, place, config.tracking, outputs, litserve.kind) as track:
+                return serve_litserve(served, directory, litserve, config.infra, outputs, say, track)
