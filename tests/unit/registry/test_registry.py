@@ -219,3 +219,18 @@ def test_latest_is_what_was_registered_last_though_the_clock_jumped_back_in_betw
     assert stored["another"].creation_timestamp < stored["demo"].creation_timestamp, "the clock did jump"
     assert Registry(outputs).versions() == [first, last]
     assert Registry(outputs).latest("shape", "tokenizer") == last
+
+
+def test_an_alias_of_mlflow_names_a_version(outputs, trained):
+    registry = Registry(outputs)
+    registry.register("demo", trained(), tracker_run_id=None)
+    second = registry.register("demo", trained("run2", dataset_sha256="more"), tracker_run_id=None)
+    (stored,) = [
+        one for one in open_database(outputs).search_model_versions("name = 'demo'") if one.version in (2, "2")
+    ]
+    open_database(outputs).set_registered_model_alias("demo", "champion", stored.version)
+    assert registry.get("demo@champion") == second
+    with pytest.raises(UserError, match="demo@challenger: no such version"):
+        registry.get("demo@challenger")
+    with pytest.raises(UserError, match="other@champion: no such version"):
+        registry.get("other@champion")
