@@ -51,20 +51,21 @@ def first_prompt(messages: tuple[Message, ...]) -> str:
     return str(next(message["content"] for message in messages if message["role"] == "user"))
 
 
-def weighted_messages(value: Any, name: str) -> list[tuple[Message, bool]]:
+def weighted_messages(value: Any, name: str, *, may_be_empty: bool = False) -> list[tuple[Message, bool]]:
     """The messages of the field `name`, and whether each is learnt where it is the assistant's.
 
     Takes OpenAI's {"role", "content"} and ShareGPT's {"from", "value"}. Raises BadMessage for whatever a template would
-    drop or misunderstand: other roles, contents that are no text, calls without a name.
+    drop or misunderstand: other roles, contents that are no text, calls without a name; and for a message without
+    content unless it `may_be_empty`, as in a conversation that goes on.
     """
     if not isinstance(value, list) or not value:
         raise BadMessage(f"'{name}' is no list of messages")
-    return [_message(item, f"message {number} of '{name}'") for number, item in enumerate(value, start=1)]
+    return [_message(item, f"message {number} of '{name}'", may_be_empty) for number, item in enumerate(value, start=1)]
 
 
-def plain_messages(value: Any, name: str) -> tuple[Message, ...]:
+def plain_messages(value: Any, name: str, *, may_be_empty: bool = False) -> tuple[Message, ...]:
     """As `weighted_messages`, without the weights."""
-    return tuple(message for message, _ in weighted_messages(value, name))
+    return tuple(message for message, _ in weighted_messages(value, name, may_be_empty=may_be_empty))
 
 
 def tools_of(value: Any) -> tuple[dict[str, Any], ...] | None:
@@ -106,7 +107,7 @@ def shown(messages: tuple[Message, ...]) -> str:
     return "\n".join(parts)
 
 
-def _message(item: Any, place: str) -> tuple[Message, bool]:
+def _message(item: Any, place: str, may_be_empty: bool) -> tuple[Message, bool]:
     if not isinstance(item, dict):
         raise BadMessage(f"{place} is no object")
     name, content = (item.get("role"), item.get("content")) if "role" in item else (item.get("from"), item.get("value"))
@@ -125,7 +126,7 @@ def _message(item: Any, place: str) -> tuple[Message, bool]:
     message |= {key: item[key] for key in ("name", "tool_call_id") if isinstance(item.get(key), str)}
     needs_content = role in ("system", "user") or (role == "assistant" and len(message) == 2)
     fault = fault_of(texts_in(message))
-    if needs_content and not message["content"].strip():
+    if needs_content and not may_be_empty and not message["content"].strip():
         fault = "is empty"
     if fault:
         raise BadMessage(f"{place} {fault}")
