@@ -22,12 +22,15 @@ THEME = gr.themes.Default(primary_hue="blue", secondary_hue="blue").set(
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto !important}
 footer {display: none !important}
-.conversation {height: 45vh; overflow-y: auto}
+.conversation .html-container {height: 40vh; overflow-y: auto; padding: 0}
+.conversation .html-container {display: flex; flex-direction: column-reverse}
+.conversation .prose {margin-bottom: auto}
 .question, .answer {white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 0.7em; color: var(--body-text-color)}
 .question {margin-left: 15%; padding: 0.4em 0.8em; border-radius: 0.6em; background: var(--color-accent-soft)}
 .writing::after {content: " ▍"}
 .problem {margin: 0 0 0.7em; overflow-wrap: anywhere; color: var(--error-text-color)}
 """
+"""A reversed column stays at its end while it grows, and where its reader scrolled to; Gradio's autoscroll loses it."""
 
 
 def build(listed: Sequence[Choice], answers: Answers) -> gr.Blocks:
@@ -43,9 +46,7 @@ def build(listed: Sequence[Choice], answers: Answers) -> gr.Blocks:
                     models.append(
                         gr.Dropdown(list(known), value=list(known)[place % len(known)], label=f"Model, {side}")
                     )
-                    conversations.append(
-                        gr.HTML(shown(()), container=True, padding=True, autoscroll=True, elem_classes="conversation")
-                    )
+                    conversations.append(gr.HTML(shown(()), container=True, padding=True, elem_classes="conversation"))
                 columns.append(column)
         turns = [gr.State(()) for _ in SIDES]
         alert = gr.HTML(visible=False)
