@@ -47,9 +47,9 @@ def logprob(logits: Row, token: int, num_top: int) -> TokenLogprob:
     Raises EngineFailed where the logits are not finite.
     """
     value, best = logits[token], logits.max()
-    normaliser = np.float64(best) + np.log(np.exp(logits - best).sum(dtype=np.float64))
-    if not np.isfinite(normaliser):
+    if not np.isfinite(best):
         raise EngineFailed(NOT_FINITE)
+    normaliser = np.float64(best) + np.log(np.exp(logits - best).sum(dtype=np.float64))
     top = tuple((int(one), float(logits[one] - normaliser)) for one in largest(logits, num_top))
     return TokenLogprob(token, float(value - normaliser), int((logits > value).sum()) + 1, top)
 
