@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import Discriminator
 
 from llmtrain.config.base import Changes, Settings
 
@@ -46,4 +47,26 @@ class LitServeServing(ServingBase):
     flowing, more starts new ones sooner."""
 
 
-Serving = LitServeServing
+class VLLMServing(ServingBase):
+    """vLLM's own server as a child process, in an environment of its own."""
+
+    kind: Annotated[Literal["vllm"], Changes.PERFORMANCE]
+    """Which engine."""
+    form: Annotated[Literal["trained", "safetensors_int8", "safetensors_int4"], Changes.MATHEMATICS]
+    """`trained`, or a quantised form, made by `llmtrain optimise` first. ONNX models are served by LitServe."""
+    python: Annotated[str | None, MinLen(1), Changes.SURFACE]
+    """The interpreter that has vLLM; null: the one of `.venv-vllm`, which `scripts/setup-vllm` makes, or this one."""
+    compile: Annotated[bool | None, Changes.PERFORMANCE]
+    """Compile the model, and on a GPU capture its graphs: a longer start, faster tokens; needs g++ on a CPU. null: on a
+    GPU only."""
+    kv_cache_gib: Annotated[float, Gt(0), Changes.PERFORMANCE]
+    """On a CPU: memory for keys and values of each rank, in GiB."""
+    gpu_memory_fraction: Annotated[float, Gt(0), Le(1), Changes.PERFORMANCE]
+    """On a GPU: how much of its memory is used, weights, keys and values together."""
+    adapters: Annotated[tuple[str, ...], Changes.MATHEMATICS]
+    """LoRA adapters as `name=directory` (PEFT's form); requests choose one by giving its name as their model."""
+    seed: Annotated[int, Ge(0), Changes.SURFACE]
+    """For requests that have none of their own."""
+
+
+Serving = Annotated[LitServeServing | VLLMServing, Discriminator("kind")]
