@@ -42,10 +42,9 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError(f"--api-key-env: there is no environment variable {key}; `export {key}=...` makes one")
     host, port = _loopback(flags.get("--host", HOST)), _port(flags.get("--port", str(PORT)))
     urls = [_url(url) for url in urls or [URL]]
-    from llmtrain.ui.answers import choices
     from llmtrain.ui.chat import serve
 
-    serve(choices(urls, key), host, port, browser="--no-browser" not in flags)
+    serve(urls, key, host, port, browser="--no-browser" not in flags)
     return 0
 
 

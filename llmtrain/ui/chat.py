@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from types import FrameType
 
 from llmtrain.errors import UserError
-from llmtrain.ui.answers import Answers, Choice
+from llmtrain.ui.answers import Answers, choices
 
 
-def serve(listed: Sequence[Choice], host: str, port: int, *, browser: bool) -> None:
+def serve(urls: Sequence[str], api_key_env: str | None, host: str, port: int, *, browser: bool) -> None:
     """Serve the page and say where; returns after SIGTERM. Answers that are being written then are ended.
 
-    `port` 0 means a free one. Raises UserError where Gradio is not installed or the port is taken.
+    `port` 0 means a free one. Raises what `choices` raises, and UserError where Gradio is not installed or the port is
+    taken.
     """
-    port = _free(host, port)
-    loopback = (os.environ.get("NO_PROXY"), os.environ.get("no_proxy"), "127.0.0.1", "localhost")
-    os.environ["NO_PROXY"] = ",".join(filter(None, loopback))  # Gradio asks itself whether it is there
+    direct = (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), "127.0.0.1", "localhost")
+    os.environ["no_proxy"] = ",".join(filter(None, direct))  # Gradio asks its own address whether it is there
+    listed, port = choices(urls, api_key_env), _free(host, port)
     try:
         from llmtrain.ui.page import CSS, THEME, build
     except ModuleNotFoundError as error:

@@ -29,6 +29,7 @@ footer {display: none !important}
 .question {margin-left: 15%; padding: 0.4em 0.8em; border-radius: 0.6em; background: var(--color-accent-soft)}
 .writing::after {content: " ▍"}
 .problem {margin: 0 0 0.7em; overflow-wrap: anywhere; color: var(--error-text-color)}
+.problem {padding-left: 0.6em; border-left: 3px solid var(--error-border-color)}
 """
 """A reversed column stays at its end while it grows, and where its reader scrolled to; Gradio's autoscroll loses it."""
 

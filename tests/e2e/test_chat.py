@@ -1,5 +1,6 @@
 """`llmtrain chat` as a user sees it: its process, its page in a real headless Chromium, a real endpoint on loopback."""
 
+import os
 import re
 import shutil
 import signal
@@ -44,7 +45,8 @@ def chat(endpoint: Endpoint) -> Iterator[Chat]:
     gone = Endpoint(models=("away",))
     with serving(gone):
         command = [sys.executable, "-m", "llmtrain", "chat", endpoint.url, gone.url, "--port", "0", "--no-browser"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        environment = os.environ | {"http_proxy": "http://192.0.2.1:3128"}  # nobody's; loopback must not go there
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert process.stdout is not None
         said = process.stdout.readline()
     try:
