@@ -64,7 +64,7 @@ class VLLMServing(ServingBase):
     gpu_memory_fraction: Annotated[float, Gt(0), Le(1), Changes.PERFORMANCE]
     """On a GPU: how much of its memory is used, weights, keys and values together."""
     adapters: Annotated[tuple[str, ...], Changes.MATHEMATICS]
-    """LoRA adapters as `name=directory` (PEFT's form); requests choose one by giving its name as their model."""
+    """LoRA adapters as `name:directory` (PEFT's form); requests choose one by giving its name as their model."""
     seed: Annotated[int, Ge(0), Changes.SURFACE]
     """For requests that have none of their own."""
 

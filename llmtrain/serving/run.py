@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmtrain.config.serve import ServeConfig
-from llmtrain.config.serving import LitServeServing
+from llmtrain.config.serving import LitServeServing, VLLMServing
 from llmtrain.files import write_whole
 from llmtrain.journal import Journal
 from llmtrain.serving.served import served_model, serving_directory
@@ -33,3 +33,8 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> int:
 
             with tracked(served, place, config.tracking, outputs, litserve.kind) as track:
                 return serve_litserve(served, directory, litserve, config.infra, outputs, say, track)
+        case VLLMServing() as vllm:
+            from llmtrain.serving.vllm import serve_vllm
+
+            with tracked(served, place, config.tracking, outputs, vllm.kind) as track:
+                return serve_vllm(served, directory, vllm, config.infra, outputs, say, track)

@@ -19,6 +19,8 @@ from llmtrain.client.client import Client
 from llmtrain.errors import EngineFailed, LLMTrainError, TryAgain
 
 POLL_S = 0.1
+HEAR_S = 60.0
+"""Between two times that somebody is told its metrics."""
 ASK_S = 2.0
 """Longest wait for the child's word on how it is."""
 END_S = 15.0
@@ -58,12 +60,12 @@ class Asked:
     signals: list[int] = field(default_factory=list)
 
 
-def supervise(child: Child, say: Callable[[str], None]) -> int:
+def supervise(child: Child, say: Callable[[str], None], hear: Callable[[str], None]) -> int:
     """Run it until SIGTERM or SIGINT, drain it, end its process group; returns the exit code.
 
-    0: all requests were answered. 75: some were still under way after `drain_seconds`, or a second signal came. Raises
-    EngineFailed, with its last lines, where it ends by itself or is not ready after `start_seconds`. One at a time, in
-    the main thread, which signals go to.
+    0: all requests were answered. 75: some were still under way after `drain_seconds`, or a second signal came. `hear`
+    is given its `/metrics` once a minute and at the end. Raises EngineFailed, with its last lines, where it ends by
+    itself or is not ready after `start_seconds`. One at a time, in the main thread, which signals go to.
     """
     child.log.parent.mkdir(parents=True, exist_ok=True)
     with child.log.open("ab") as log, signals() as asked:
@@ -91,10 +93,14 @@ def supervise(child: Child, say: Callable[[str], None]) -> int:
                 say(f"{child.name} was stopped before it was ready")
                 return 0
             say(f"{child.name} is ready after {time.monotonic() - start:.0f} s: {child.url}/v1")
+            heard = time.monotonic()
             while not asked.signals:
                 _still_runs(child, process, begin, "while it served")
+                if time.monotonic() - heard > HEAR_S:
+                    hear(metrics(child))
+                    heard = time.monotonic()
                 time.sleep(POLL_S)
-            return _drain(child, process, asked, say)
+            return _drain(child, process, asked, say, hear)
         finally:
             end_group(process)
 
@@ -122,12 +128,17 @@ def is_ready(child: Child) -> bool:
     return False
 
 
-def in_flight(child: Child) -> float:
-    """Requests that are not answered to the end; infinity where it does not say."""
+def metrics(child: Child) -> str:
+    """What it says of itself, in Prometheus' text format; empty where it does not answer."""
     with Client(child.url, timeout_s=ASK_S) as client, suppress(LLMTrainError):
-        lines = [line.split() for line in client.metrics().splitlines()]
-        return sum(float(line[1]) for line in lines if line and line[0] == child.in_flight)
-    return float("inf")
+        return client.metrics()
+    return ""
+
+
+def in_flight(child: Child, text: str) -> float:
+    """Requests that are not answered to the end, by its metrics; infinity where they do not say."""
+    values = [line.split()[1] for line in text.splitlines() if line.startswith(f"{child.in_flight} ")]
+    return float(values[0]) if values else float("inf")
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
@@ -164,15 +175,23 @@ def _still_runs(child: Child, process: subprocess.Popen[bytes], begin: int, when
         raise EngineFailed(f"{child.name} ended {how} {when}{last_words(child.log, begin)}")
 
 
-def _drain(child: Child, process: subprocess.Popen[bytes], asked: Asked, say: Callable[[str], None]) -> int:
+def _drain(
+    child: Child,
+    process: subprocess.Popen[bytes],
+    asked: Asked,
+    say: Callable[[str], None],
+    hear: Callable[[str], None],
+) -> int:
     """Let what is under way finish, then ask it to end."""
     child.draining.touch()
     stop = time.monotonic() + child.drain_seconds
     say(f"{child.name} takes no new requests; those under way have {child.drain_seconds:g} s (a second signal: none)")
-    left = in_flight(child)
-    while left and time.monotonic() < stop and len(asked.signals) == 1 and process.poll() is None:
+    text = metrics(child)
+    while in_flight(child, text) and time.monotonic() < stop and len(asked.signals) == 1 and process.poll() is None:
         time.sleep(POLL_S)
-        left = in_flight(child)
+        text = metrics(child)
+    left = in_flight(child, text)
+    hear(text)
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(END_S)

@@ -11,12 +11,15 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from llmtrain.artifacts import ServedModel
 from llmtrain.client.protocol import MOST_CHOICES, MOST_LOGPROBS
 from llmtrain.config.infra import Infra
 from llmtrain.config.serving import VLLMServing
 from llmtrain.errors import IntegrityError, UserError
 from llmtrain.serving import vllm_guard
+from llmtrain.serving.served import serving_directory
 from llmtrain.serving.supervise import Child, supervise
 
 MODULE = "vllm.entrypoints.openai.api_server"  # the command `vllm` does not start in the CPU package
@@ -26,6 +29,10 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Those that vLLM has kernels for: the next larger one is taken."""
 TEMPLATE = "chat_template.jinja"
 GIB = 2**30
+TRACKED = ("prompt_tokens", "generation_tokens", "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc",
+           "num_preemptions", "request_queue_time_seconds", "time_to_first_token_seconds",
+           "inter_token_latency_seconds", "e2e_request_latency_seconds")  # fmt: skip
+"""Those of vLLM's metrics that reach the tracker; LitServe's have the same names where the same is meant."""
 
 
 def serve_vllm(
@@ -35,11 +42,15 @@ def serve_vllm(
     infra: Infra,
     outputs: Path,
     say: Callable[[str], None],
+    track: Callable[[dict[str, float]], None],
 ) -> int:
-    """Serve the model in `directory` until SIGTERM or SIGINT; returns the exit code of `supervise`.
+    """Serve the model in `directory` until SIGTERM or Ctrl-C; `say` has the address when it is ready.
 
-    The log is `outputs/serving/<name>/vllm.log`. Raises UserError where vLLM is not installed or does not fit the
-    config, IntegrityError where the chat template is not the recorded one, and EngineFailed where vLLM ends by itself.
+    Returns 0 where all requests were answered, 75 where some were still under way after `serving.drain_seconds` or a
+    second signal came. `track` is told the counters once a minute and at the end. vLLM's own output goes to `vllm.log`
+    in the endpoint's directory. For the main thread, which signals go to. Raises UserError where vLLM is not installed
+    or does not fit the config, IntegrityError where the chat template is not the recorded one, and EngineFailed where
+    vLLM ends by itself or is not ready in time.
     """
     python = interpreter(serving)
     port = serving.port or free_port(serving.host)
@@ -50,14 +61,14 @@ def serve_vllm(
             name=f"vLLM with {served.label}",
             command=(str(python), "-m", MODULE, *arguments(served, directory, serving, infra, port)),
             environment=environment(served, serving, infra, private),
-            log=outputs / "serving" / served.name / "vllm.log",
+            log=serving_directory(served, outputs) / "vllm.log",
             url=f"http://{_reached(serving.host)}:{port}",
             draining=_draining(private),
             in_flight=vllm_guard.IN_FLIGHT,
             start_seconds=serving.start_seconds,
             drain_seconds=serving.drain_seconds,
         )
-        return supervise(child, say)
+        return supervise(child, say, lambda text: track(figures(text)))
 
 
 def arguments(served: ServedModel, directory: Path, serving: VLLMServing, infra: Infra, port: int) -> list[str]:
@@ -135,6 +146,25 @@ def interpreter(serving: VLLMServing) -> Path:
     )
 
 
+def figures(text: str) -> dict[str, float]:
+    """What a tracker is told of vLLM's `/metrics`: totals since the start, and means of times; empty for no text."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        name = family.name.removeprefix("vllm:")
+        if name not in TRACKED:
+            continue
+        totals = dict.fromkeys(("", "_total", "_sum", "_count"), 0.0)
+        for sample in family.samples:
+            kind = sample.name.removeprefix(family.name)
+            if kind in totals:
+                totals[kind] += sample.value
+        if family.type != "histogram":
+            found[f"serving/{name}"] = totals["_total"] + totals[""]
+        elif totals["_count"]:
+            found[f"serving/{name}_mean"] = totals["_sum"] / totals["_count"]
+    return found
+
+
 def free_port(host: str) -> int:
     """A port that is free now on that address; another process may still be quicker."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -168,7 +198,7 @@ def _template(served: ServedModel, directory: Path) -> Path | None:
     path = directory / TEMPLATE
     if not path.exists():
         return None
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = hashlib.sha256(path.read_text().encode()).hexdigest()
     if served.template_sha256 not in (None, found):
         raise IntegrityError(
             f"{path} is not the chat template that {served.label} was trained with (its hash is {found[:12]}, "
@@ -182,11 +212,11 @@ def _adapters(adapters: tuple[str, ...]) -> list[str]:
         return []
     ranks, modules = [], []
     for adapter in adapters:
-        name, _, place = adapter.partition("=")
+        name, _, place = adapter.partition(":")
         path = Path(place) / "adapter_config.json"
         if not name or not path.exists():
             raise UserError(
-                f"serving.adapters: {adapter!r} should be name=directory, of a LoRA adapter in PEFT's form: {path} is "
+                f"serving.adapters: {adapter!r} should be name:directory, of a LoRA adapter in PEFT's form: {path} is "
                 f"not there"
             )
         ranks.append(int(json.loads(path.read_text())["r"]))
