@@ -3,15 +3,19 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from llmtrain.client.client import Client
+from llmtrain.data.tokenizer import load_tokenizer, train_bpe
 from tests.e2e.browser import FLAGS
 from tests.unit.ui.endpoint import Endpoint, serving, wait_for
 
@@ -27,38 +31,36 @@ HARMLESS = "Autofocus processing was blocked because a document already has a fo
 """Chromium says it of Gradio's page."""
 
 
-@dataclass(frozen=True)
-class Chat:
-    url: str
-    process: subprocess.Popen[str]
-
-
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[Endpoint]:
     with serving(Endpoint(models=MODELS, pieces=PIECES, pause_s=0.2)) as endpoint:
         yield endpoint
 
 
+@contextmanager
+def page_on(*urls: str) -> Iterator[str]:
+    """`llmtrain chat` on endpoints; the page's address. SIGTERM must end it well."""
+    command = [sys.executable, "-m", "llmtrain", "chat", *urls, "--port", "0", "--no-browser"]
+    environment = os.environ | {"http_proxy": "http://192.0.2.1:3128"}  # nobody's; loopback must not go there
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            said = process.stdout.readline()
+            found = re.match(r"llmtrain chat on (http://127\.0\.0\.1:\d+/) with ", said)
+            assert found, said
+            yield found[1]
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
-def chat(endpoint: Endpoint) -> Iterator[Chat]:
-    """On an endpoint that stays, and on one that goes away when the page is there."""
-    gone = Endpoint(models=("away",))
-    with serving(gone):
-        command = [sys.executable, "-m", "llmtrain", "chat", endpoint.url, gone.url, "--port", "0", "--no-browser"]
-        environment = os.environ | {"http_proxy": "http://192.0.2.1:3128"}  # nobody's; loopback must not go there
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        assert process.stdout is not None
-        said = process.stdout.readline()
-    try:
-        found = re.match(r"llmtrain chat on (http://127\.0\.0\.1:\d+/) with good@1\.0\.0 at ", said)
-        assert found, said
-        yield Chat(found[1], process)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+def address(endpoint: Endpoint) -> Iterator[str]:
+    """A page on an endpoint that stays, and on one that goes away when the page is there."""
+    with ExitStack() as stack:
+        with serving(Endpoint(models=("away",))) as gone:
+            address = stack.enter_context(page_on(endpoint.url, gone.url))
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -72,21 +74,21 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(chat: Chat, browser: Browser) -> Iterator[Page]:
+def page(address: str, browser: Browser) -> Iterator[Page]:
     """The page, opened; what it asked for and complained of is judged at the end of each test."""
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     requested, complaints = [], []
     page.on("request", lambda request: requested.append(request.url))
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(chat.url)
+    page.goto(address)
     expect(page.get_by_role("alert")).to_have_text(re.compile("^http://127.* does not answer"))
     expect(page.get_by_role("button", name="Stop")).to_be_disabled()
     yield page
     if not page.is_closed():
         assert page.title() == "llmtrain chat"
         page.close()
-    assert [url for url in requested if not url.startswith((chat.url, "data:", "blob:"))] == []
+    assert [url for url in requested if not url.startswith((address, "data:", "blob:"))] == []
     assert [line for line in complaints if line != HARMLESS] == []
 
 
@@ -227,9 +229,9 @@ def test_a_closed_tab_stops_the_engines_work(page: Page, endpoint: Endpoint):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_telephone_shows_all_without_scrolling_sideways(chat: Chat, browser: Browser, scheme: str):
+def test_a_telephone_shows_all_without_scrolling_sideways(address: str, browser: Browser, scheme: str):
     page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    page.goto(chat.url)
+    page.goto(address)
     ask(page, "A_long_word_" * 30)
     is_ready(page)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -239,3 +241,47 @@ def test_a_telephone_shows_all_without_scrolling_sideways(chat: Chat, browser: B
         if box.evaluate("box => box.scrollWidth > box.clientWidth")
     ] == []
     page.close()
+
+
+@pytest.fixture(scope="module")
+def litserve(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of our LitServe engine with a tiny model, whose answers end at max_tokens only."""
+    directory = tmp_path_factory.mktemp("served")
+    train_bpe(["The quick brown fox jumps over the lazy dog."], 300, directory / "tiny")
+    vocab_size = len(load_tokenizer(directory / "tiny"))
+    config = Qwen3Config(
+        vocab_size=vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=20_000, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(directory / "tiny")
+    overrides = f"run={directory}/tiny serving=litserve serving.port=0 infra.threads=1 tracking=none".split()
+    command = [sys.executable, repository / "serve.py", *overrides]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=directory) as process:
+        try:
+            said = "".join(islice(process.stdout, 2))
+            found = re.search(r" is ready: (http://127\.0\.0\.1:\d+)/v1", said)
+            assert found, said
+            yield found[1]
+            process.terminate()
+            process.wait(60)
+        finally:
+            process.kill()
+
+
+def test_our_litserve_engine_answers_and_stops(litserve: str, browser: Browser):
+    with page_on(litserve) as address, Client(litserve) as client:
+        page = browser.new_page()
+        page.goto(address)
+        expect(page.get_by_label("Side by side")).not_to_be_checked()
+        page.get_by_label("max_tokens", exact=True).fill("5")
+        ask(page, "Hello?")
+        is_ready(page)
+        expect(page.get_by_role("alert")).to_have_text(["Not whole: max_tokens were written, or the context is full."])
+        assert "llmtrain_generation_tokens_total 5.0" in client.metrics().splitlines()
+        page.get_by_label("max_tokens", exact=True).fill("19000")
+        ask(page, "Hello?")
+        expect(answers(page).nth(1)).not_to_be_empty(timeout=20_000)
+        page.get_by_role("button", name="Stop").click()
+        expect(page.get_by_role("alert").nth(1)).to_have_text("Not whole: stopped.")
+        wait_for(lambda: "llmtrain_cancelled_total 1.0" in client.metrics().splitlines())
+        page.close()
