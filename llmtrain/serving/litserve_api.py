@@ -28,7 +28,7 @@ from litserve.transport.base import MessageTransport
 from llmtrain.artifacts import ServedModel
 from llmtrain.config.infra import Infra
 from llmtrain.config.serving import LitServeServing
-from llmtrain.errors import LLMTrainError, RequestRefused
+from llmtrain.errors import LLMTrainError, RequestRefused, RunFailed
 from llmtrain.serving.jobs import Failed, Piece
 from llmtrain.serving.messages import (
     Add,
@@ -121,11 +121,16 @@ class EngineAPI(LitAPI):
             from llmtrain.data.tokenizer import load_tokenizer
             from llmtrain.serving.engine import Engine
 
-            runtime = self._runtime()
-            self.engine = Engine(runtime, load_tokenizer(self._directory), prefill_tokens=self._serving.prefill_tokens)
+            runtime, tokenizer = self._runtime(), load_tokenizer(self._directory)
+            self.engine = Engine(runtime, tokenizer, prefill_tokens=self._serving.prefill_tokens)
         except LLMTrainError as error:
             self._pipe.send(NotReady(str(error), error.exit_code))
             raise SystemExit(error.exit_code) from error
+        except Exception as error:  # of a library, whose errors the parent may not even be able to import
+            logger.exception("the model is not loaded")
+            message = f"{self._directory} is not loaded: {type(error).__name__}: {error}; {self._log} says where"
+            self._pipe.send(NotReady(message, RunFailed.exit_code))
+            raise SystemExit(RunFailed.exit_code) from error
         self._pipe.send(Ready(runtime.vocab_size, runtime.context_tokens))
 
     def _runtime(self) -> "Runtime":
