@@ -18,6 +18,8 @@ from llmtrain.client.protocol import (
     ChatRequest,
     CompletionAnswer,
     CompletionRequest,
+    DetokenizeAnswer,
+    DetokenizeRequest,
     ErrorBody,
     ModelCard,
     ModelList,
@@ -219,6 +221,11 @@ class Client:
         )
         body = request.model_dump(exclude_none=True, exclude={"add_special_tokens"} if messages is not None else set())
         return self._parse(TokenizeAnswer, self._post("/tokenize", body))
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        body = _body(DetokenizeRequest, model=self.served(), tokens=list(ids))
+        return self._parse(DetokenizeAnswer, self._post("/detokenize", body)).prompt
 
     def served(self) -> str:
         """The model that requests name."""

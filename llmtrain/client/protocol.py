@@ -235,8 +235,14 @@ class TokenizeAnswer(Answer):
     tokens: tuple[int, ...]
 
 
+class DetokenizeAnswer(Answer):
+    prompt: str
+
+
 class ModelCard(Answer):
     id: str
+    owned_by: str | None = None
+    """Who made the engine: `vllm`, or `llmtrain`."""
     max_model_len: int | None = None
     """Longest context, in tokens."""
 
