@@ -3,13 +3,13 @@
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from llmtrain.errors import RequestRefused
 from llmtrain.serving.jobs import Failed, FinishReason, Job, Piece, TokenLogprob
-from llmtrain.serving.runtime import Logits, Runtime
+from llmtrain.serving.runtime import Logits, Runtime, Want
 from llmtrain.serving.sampling import Row, choose, logprob
 from llmtrain.serving.stopping import Detokeniser, StopTexts, Tokenizer
 
@@ -36,6 +36,23 @@ class _Sequence:
     @property
     def num_left(self) -> int:
         return len(self.job.ids) - self.num_fed
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """What is fed of a prompt in one step."""
+
+    sequence: _Sequence
+    size: int
+
+    @property
+    def part(self) -> tuple[int, Sequence[int], Want]:
+        """As `Runtime.feed_each` takes it."""
+        one = self.sequence
+        ids = one.job.ids[one.num_fed : one.num_fed + self.size]
+        if one.job.prompt_logprobs is not None:
+            return one.slot, ids, "all"
+        return one.slot, ids, "last" if self.size == one.num_left else "none"
 
 
 class Engine:
@@ -111,34 +128,43 @@ class Engine:
             sequence = self._waiting.popleft()
             sequence.slot = self._free.pop()
             self._feeding.append(sequence)
-        found: list[Piece | Failed] = []
-        room = self._prefill_tokens
-        for sequence in list(self._feeding):
-            while room and sequence.num_left and sequence in self._feeding:
-                most = min(room, SCORED_TOKENS) if sequence.job.prompt_logprobs is not None else room
-                size = min(most, sequence.num_left)
+        room, scored_room = self._prefill_tokens, SCORED_TOKENS
+        chunks: list[_Chunk] = []
+        for sequence in self._feeding:
+            scored = sequence.job.prompt_logprobs is not None
+            size = min(sequence.num_left, room, scored_room if scored else room)
+            if size:
+                chunks.append(_Chunk(sequence, size))
                 room -= size
-                found += self._guarded(sequence, partial(self._feed_chunk, sequence, size))
+                scored_room -= size if scored else 0
+        return self._feed_chunks(chunks) if chunks else []
+
+    def _feed_chunks(self, chunks: list[_Chunk]) -> list[Piece | Failed]:
+        try:
+            logits = self._runtime.feed_each([chunk.part for chunk in chunks])
+        except Exception as error:
+            if len(chunks) > 1:  # whose fault it is shows when each is fed alone
+                return [piece for one in chunks for piece in self._feed_chunks([one])]
+            self._end(chunks[0].sequence)
+            return [Failed(chunks[0].sequence.key, error)]
+        found: list[Piece | Failed] = []
+        for chunk, rows in zip(chunks, logits, strict=True):
+            found += self._guarded(chunk.sequence, partial(self._fed, chunk, rows))
         return found
 
-    def _feed_chunk(self, sequence: _Sequence, size: int) -> Piece | None:
-        """Feed so many tokens more; the piece of the first token where they are the prompt's last."""
-        job, start = sequence.job, sequence.num_fed
-        scored = job.prompt_logprobs is not None
-        last = size == sequence.num_left
-        logits = self._runtime.feed(
-            sequence.slot, job.ids[start : start + size], "all" if scored else "last" if last else "none"
-        )
-        sequence.num_fed += size
-        self.tokens_fed += size
-        if job.prompt_logprobs is not None:
-            self._score(sequence, logits, start, job.prompt_logprobs)
-        if not last:
+    def _fed(self, chunk: _Chunk, logits: Logits) -> Piece | None:
+        """The piece of the first token, where the prompt is whole."""
+        sequence, start = chunk.sequence, chunk.sequence.num_fed
+        sequence.num_fed += chunk.size
+        self.tokens_fed += chunk.size
+        num_top = sequence.job.prompt_logprobs
+        if num_top is not None:
+            self._score(sequence, logits, start, num_top)
+        if sequence.num_left:
             return None
         self._feeding.remove(sequence)
         self._running.append(sequence)
-        prompt_logprobs = tuple(sequence.prompt_logprobs) if scored else None
-        return self._take(sequence, logits[-1], prompt_logprobs)
+        return self._take(sequence, logits[-1], None if num_top is None else tuple(sequence.prompt_logprobs))
 
     def _score(self, sequence: _Sequence, logits: Logits, start: int, num_top: int) -> None:
         """Add log-probabilities of the tokens that follow the chunk's: row i tells of the token at `start` + i + 1."""

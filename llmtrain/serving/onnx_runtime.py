@@ -8,14 +8,14 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from llmtrain.errors import CheckpointMismatch, UnsupportedModel, UserError
-from llmtrain.serving.runtime import Logits
+from llmtrain.serving.runtime import Logits, Want
 from llmtrain.serving.slots import Slots
 
 FILE = "model.onnx"
@@ -81,7 +81,7 @@ class OnnxRuntime:
         self._bound: tuple[int, int, int] | None = None
         self._stepped = np.empty((max_sequences, 1, self.vocab_size), self._logits_element)
 
-    def feed(self, slot: int, ids: Sequence[int], want: Literal["none", "last", "all"]) -> Logits:
+    def feed(self, slot: int, ids: Sequence[int], want: Want) -> Logits:
         row = self._slots.row(slot, len(ids))
         start = int(self._slots.lengths[row])
         kept: list[NDArray[Any]] = []
@@ -95,6 +95,9 @@ class OnnxRuntime:
         self._slots.lengths[row] = start + len(ids)
         found: Logits = np.concatenate(kept).astype(np.float32, copy=False)
         return found[:0] if want == "none" else found
+
+    def feed_each(self, parts: Sequence[tuple[int, Sequence[int], Want]]) -> list[Logits]:
+        return [self.feed(*part) for part in parts]  # the graph has no rows of different lengths but in a step
 
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> Logits:
         rows = self._slots.front(slots)

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
+Want = Literal["none", "last", "all"]
+"""Of which of the fed tokens logits are given."""
 
 
 class Runtime(Protocol):
@@ -23,12 +25,16 @@ class Runtime(Protocol):
     """Most tokens of one sequence."""
     max_sequences: int
 
-    def feed(self, slot: int, ids: Sequence[int], want: Literal["none", "last", "all"]) -> Logits:
+    def feed(self, slot: int, ids: Sequence[int], want: Want) -> Logits:
         """Append `ids` (one or more) to the sequence in `slot`, which is empty after `drop` and at the start.
 
         Returns fp32 logits: of every fed token [len(ids), vocab_size], of the last [1, vocab_size], or none
         [0, vocab_size]. Raises ValueError where the sequence would become longer than `context_tokens`.
         """
+        ...
+
+    def feed_each(self, parts: Sequence[tuple[int, Sequence[int], Want]]) -> list[Logits]:
+        """`feed` for several different sequences, which may cost less than one after the other."""
         ...
 
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> Logits:

@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, Cache, PreTrainedModel
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
 
 from llmtrain.errors import UnsupportedModel, UserError
 from llmtrain.models import directory as model_directory
-from llmtrain.serving.runtime import Logits
+from llmtrain.serving.runtime import Logits, Want
 from llmtrain.serving.slots import Slots
+from llmtrain.serving.torch_attention import Segment, SlotCache, slot_attention, zeros
 
 ATTENTION = "llmtrain_slots"
 """The name of `slot_attention` in transformers."""
@@ -83,26 +84,35 @@ class TorchRuntime:
         self._slots = Slots(
             allocate, 2 * config.num_hidden_layers, max_sequences=max_sequences, context_tokens=context_tokens
         )
-        self._cache = _SlotCache(self._slots)
+        self._cache = SlotCache(self._slots)
         self._host: Tensor | None = None
         if self._device.type == "cuda":
             self._host = torch.empty((max_sequences, self.vocab_size), dtype=torch.float32, pin_memory=True)
 
+    def feed(self, slot: int, ids: Sequence[int], want: Want) -> Logits:
+        (logits,) = self.feed_each([(slot, ids, want)])
+        return logits
+
     @torch.inference_mode()
-    def feed(self, slot: int, ids: Sequence[int], want: Literal["none", "last", "all"]) -> Logits:
-        row = self._slots.row(slot, len(ids))
-        start = int(self._slots.lengths[row])
-        stop = start + len(ids)
-        positions = torch.arange(start, stop, device=self._device)
-        mask = None
-        if start and len(ids) > 1:  # from the start on, SDPA's own causal mask is the one
-            mask = torch.arange(stop, device=self._device) <= positions[:, None]
-            mask = mask[None, None]
-        self._cache.at_row(row, start, stop)
-        kept = {"none": slice(0, 0), "last": slice(-1, None), "all": slice(None)}[want]
-        logits = self._forward(torch.tensor([list(ids)]), positions[None], mask, torch.arange(len(ids))[kept])
-        self._slots.lengths[row] = stop
-        return self._on_host(logits[0])
+    def feed_each(self, parts: Sequence[tuple[int, Sequence[int], Want]]) -> list[Logits]:
+        rows = [self._slots.row(slot, len(ids)) for slot, ids, _ in parts]
+        if len(set(rows)) < len(rows):
+            raise ValueError("several parts of one sequence: feed them one after the other")
+        packed: list[int] = []
+        kept: list[NDArray[np.int64]] = []
+        segments: list[Segment] = []
+        for row, (_, ids, want) in zip(rows, parts, strict=True):
+            segments.append(Segment(row, len(packed), len(ids), int(self._slots.lengths[row]), self._device))
+            places = np.arange(len(packed), len(packed) + len(ids))
+            kept.append({"none": places[:0], "last": places[-1:], "all": places}[want])
+            packed += ids
+        self._cache.at_segments(segments)
+        positions = torch.cat([segment.positions for segment in segments])[None]
+        wanted = torch.from_numpy(np.concatenate(kept))
+        logits = self._forward(torch.tensor([packed]), positions, wanted, segments=segments)
+        for segment in segments:
+            self._slots.lengths[segment.row] = segment.stop
+        return np.split(self._on_host(logits[0]), np.cumsum([len(places) for places in kept])[:-1])
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> Logits:
@@ -118,7 +128,8 @@ class TorchRuntime:
             mask = torch.zeros(unseen.shape, dtype=self._dtype, device=self._device).masked_fill_(unseen, -math.inf)
             mask = mask[:, None, None]
         self._cache.at_front(len(rows), lengths, longest)
-        logits = self._forward(torch.from_numpy(in_order)[:, None], lengths[:, None], mask, torch.tensor([0]))[:, 0]
+        ids_2d, wanted = torch.from_numpy(in_order)[:, None], torch.tensor([0])
+        logits = self._forward(ids_2d, lengths[:, None], wanted, attention_mask=mask)[:, 0]
         self._slots.lengths[rows] += 1
         if (rows[1:] < rows[:-1]).any():
             logits = logits[torch.from_numpy(rows).to(self._device)]
@@ -128,15 +139,15 @@ class TorchRuntime:
     def drop(self, slot: int) -> None:
         self._slots.drop(slot)
 
-    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None, kept: Tensor) -> Tensor:
-        """Logits [rows, len(kept), vocab_size] at the places `kept` of `ids` [rows, tokens]."""
+    def _forward(self, ids: Tensor, positions: Tensor, wanted: Tensor, **attention: Any) -> Tensor:
+        """Logits [rows, len(wanted), vocab_size] at the places `wanted` of `ids` [rows, tokens]."""
         found: Tensor = self._model(
             input_ids=ids.to(self._device),
             position_ids=positions,
-            attention_mask=mask,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=kept.to(self._device),
+            logits_to_keep=wanted.to(self._device),
+            **attention,
         ).logits
         return found
 
@@ -147,72 +158,6 @@ class TorchRuntime:
             torch.cuda.current_stream(self._device).synchronize()
             return pinned.numpy()
         return logits.cpu().numpy()
-
-
-class _SlotCache(Cache):
-    """What transformers' layers write keys and values to, and read them from: rows of `Slots`."""
-
-    def __init__(self, slots: Slots) -> None:
-        super().__init__(layers=[])
-        self._slots = slots
-
-    def at_row(self, row: int, start: int, stop: int) -> None:
-        """Next come the tokens `start` to `stop` of one row."""
-        self._written: Any = (slice(row, row + 1), slice(None), slice(start, stop))
-        self._read, self._one_each = (slice(row, row + 1), slice(None), slice(stop)), False
-
-    def at_front(self, num_rows: int, lengths: Tensor, longest: int) -> None:
-        """Next comes one token of each of the first rows, behind those that it has."""
-        self._written = (torch.arange(num_rows, device=lengths.device), slice(None), lengths)
-        self._read, self._one_each = (slice(num_rows), slice(None), slice(longest)), True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Keep [rows, key heads, tokens, width]; give all of those rows, up to the longest."""
-        arrays = self._slots.arrays[2 * layer_idx : 2 * layer_idx + 2]
-        for array, states in zip(arrays, (key_states, value_states), strict=True):
-            array[self._written] = states[:, :, 0] if self._one_each else states
-        keys, values = (array[self._read] for array in arrays)
-        return keys, values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0  # positions are always given
-
-
-def slot_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """SDPA as transformers calls it: query [rows, heads, tokens, width], key and value [rows, key heads, seen, width]
-    -> [rows, tokens, heads, width]. Heads that share keys read them where they lie: nothing is repeated."""
-    if unknown := [name for name in ("sliding_window", "s_aux", "softcap") if others.get(name) is not None]:
-        raise UnsupportedModel(
-            f"{type(module).__name__} asks for {', '.join(unknown)}, which this runtime has not: serve with vLLM"
-        )
-    rows, heads, tokens, width = query.shape
-    if tokens == 1:  # heads that share keys are like so many queries of one head
-        grouped = query.reshape(rows, key.shape[1], -1, width)
-        found = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-        return found.reshape(rows, 1, heads, width), None
-    found = scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, is_causal=attention_mask is None, scale=scaling,
-        enable_gqa=heads > key.shape[1],
-    )  # fmt: skip
-    return found.transpose(1, 2).contiguous(), None
-
-
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros whose pages cost no memory on a CPU before they are written; torch.zeros would write them all."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 def _check_kind(model: PreTrainedModel, context_tokens: int) -> None:

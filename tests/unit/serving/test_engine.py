@@ -249,10 +249,10 @@ class Faulty:
         self.context_tokens, self.max_sequences = runtime.context_tokens, runtime.max_sequences
         self.drop = runtime.drop
 
-    def feed(self, slot, ids, want):
-        if 13 in ids:
+    def feed_each(self, parts):
+        if any(13 in ids for _, ids, _ in parts):
             raise RuntimeError("13 is fed")
-        return self.runtime.feed(slot, ids, want)
+        return self.runtime.feed_each(parts)
 
     def step(self, slots, ids):
         if 13 in ids:

@@ -65,6 +65,21 @@ def test_only_wanted_logits_are_given(directory: Path, runtime: TorchRuntime):
     assert np.abs(logprobs(last) - reference(directory, ids)[-1]).max() <= MOST
 
 
+def test_several_are_fed_at_once_as_each_alone(directory: Path, runtime: TorchRuntime):
+    first, second, third = ids_of(40, 1), ids_of(70, 2), ids_of(1, 3)
+    runtime.feed(1, second[:30], "none")
+    parts = [(0, first, "all"), (1, second[30:], "none"), (3, third, "last")]
+    found = [logprobs(one) for one in runtime.feed_each(parts)]
+    assert [len(one) for one in found] == [40, 0, 1]
+    assert np.abs(found[0] - reference(directory, first)).max() <= MOST
+    assert np.abs(found[2] - reference(directory, third)).max() <= MOST
+    stepped = logprobs(runtime.step([1, 0], [5, 6]))
+    assert np.abs(stepped[0] - reference(directory, [*second, 5])[-1]).max() <= MOST
+    assert np.abs(stepped[1] - reference(directory, [*first, 6])[-1]).max() <= MOST
+    with pytest.raises(ValueError, match="one after the other"):
+        runtime.feed_each([(0, [1], "none"), (0, [2], "none")])
+
+
 def test_sequences_of_different_lengths_are_stepped_together_as_each_alone(directory: Path, runtime: TorchRuntime):
     sequences = {2: ids_of(100, 1), 0: ids_of(3, 2), 3: ids_of(61, 3)}
     for slot, ids in sequences.items():
