@@ -12,7 +12,8 @@ LLMTrainError
 │   ├── NonFiniteLoss           the loss or the gradient is NaN or infinite
 │   ├── IntegrityError          a stored file no longer matches its recorded hash
 │   ├── EngineFailed            an engine answered with HTTP 5xx, broke off a stream, or ended
-│   └── NotTheSameModel         the parity gate: what is served computes something else than what was trained
+│   ├── NotTheSameModel         the parity gate: what is served computes something else than what was trained
+│   └── NotBetter               another form of a model is neither faster nor smaller here, or not good enough
 ├── TryAgain               75   nothing is wrong with the request: preempted (SIGTERM), disk full, lock held
 │   └── EngineUnavailable       an endpoint cannot be reached, is busy, or is not ready
 └── Interrupted           130   Ctrl-C; the state was saved
@@ -84,6 +85,10 @@ class EngineFailed(RunFailed):
 
 
 class NotTheSameModel(RunFailed):
+    pass
+
+
+class NotBetter(RunFailed):
     pass
 
 

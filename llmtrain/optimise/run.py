@@ -18,6 +18,8 @@ def run(config: OptimiseConfig, say: Callable[[str], None]) -> OptimisedModel:
     """
     source, outputs = source_of(config), Path(config.outputs_dir)
     parents = (source.record.sha256,) if source.record else ()
-    made = optimise(source.directory, source.weights_sha256, parents, outputs, config.optimise, say)
+    made = optimise(
+        source.directory, source.weights_sha256, parents, outputs, config.optimise, say, threads=config.infra.threads
+    )
     Journal(outputs).append("model.optimised", label=source.label, form=made.form, sha256=made.sha256)
     return made
