@@ -455,6 +455,7 @@ def test_sigterm_under_load_answers_what_is_under_way(repository: Path, model_di
     assert told["serving/generation_tokens"] == 2400
 
 
+@pytest.mark.campaign
 def test_a_second_signal_cuts_short(repository: Path, model_directory: Path, tmp_path: Path) -> None:
     with serving(repository, model_directory, tmp_path) as endpoint:
         stream = endpoint.begin(COMPLETE, LONG).getresponse()
@@ -465,14 +466,6 @@ def test_a_second_signal_cuts_short(repository: Path, model_directory: Path, tmp
         last = [line for line in stream.read().decode().splitlines() if line][-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "unavailable"
         assert endpoint.process.wait(60) == 75
-
-
-def test_the_engine_ends_with_a_killed_parent(repository: Path, model_directory: Path, tmp_path: Path) -> None:
-    with serving(repository, model_directory, tmp_path) as endpoint:
-        engine = endpoint.engine_pid
-        endpoint.begin(COMPLETE, LONG).getresponse().readline()
-        os.kill(endpoint.process.pid, signal.SIGKILL)
-        ends(engine)
 
 
 def test_models_that_do_not_load_are_said_in_one_message(
@@ -493,3 +486,11 @@ def test_refusals_of_the_client_name_the_field(client: Client) -> None:
     with pytest.raises(RequestRefused, match="max_tokens=9999 are more than") as error:
         client.complete("fox", Sampling(max_tokens=9999))
     assert (error.value.status, error.value.code) == (400, "context_length_exceeded")
+
+
+def test_the_engine_ends_with_a_killed_parent(endpoint: Endpoint) -> None:
+    """The last test of the file: it ends the endpoint of the others."""
+    engine = endpoint.engine_pid
+    endpoint.begin(COMPLETE, LONG).getresponse().readline()
+    os.kill(endpoint.process.pid, signal.SIGKILL)
+    ends(engine)
