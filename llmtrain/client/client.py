@@ -224,8 +224,8 @@ class Client:
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
-        body = _body(DetokenizeRequest, model=self.served(), tokens=list(ids))
-        return self._parse(DetokenizeAnswer, self._post("/detokenize", body)).prompt
+        request = DetokenizeRequest(model=self.served(), tokens=tuple(ids))
+        return self._parse(DetokenizeAnswer, self._post("/detokenize", request.model_dump())).prompt
 
     def served(self) -> str:
         """The model that requests name."""

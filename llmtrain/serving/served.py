@@ -50,7 +50,7 @@ def served_model(config: ServeConfig) -> tuple[ServedModel, Path]:
         form=serving.form,
         path=_relative(directory, Path(config.outputs_dir)),
         weights_sha256=source.weights_sha256,
-        precision=_precision(source),
+        precision=precision_of_training(source),
         context_tokens=_context_tokens(source, serving),
         stop_ids=_stop_ids(source.directory),
         template_sha256=None if template is None else hashlib.sha256(template.encode()).hexdigest(),
@@ -85,7 +85,7 @@ def _name(source: StoredModel) -> str:
     return source.directory.parent.parent.name if source.record else source.directory.name
 
 
-def _precision(source: StoredModel) -> Literal["fp32", "bf16"]:
+def precision_of_training(source: StoredModel) -> Literal["fp32", "bf16"]:
     """What the model was trained in; of one that llmtrain did not train, what its weights are stored in."""
     if source.record is not None and (frozen := source.directory.parent / "config.json").exists():
         return "bf16" if thaw(frozen).config.infra.precision == "bf16" else "fp32"
