@@ -17,7 +17,7 @@ def serve(urls: Sequence[str], api_key_env: str | None, host: str, port: int, *,
     `port` 0 means a free one. Raises what `choices` raises, and UserError where Gradio is not installed or the port is
     taken.
     """
-    direct = (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), "127.0.0.1", "localhost")
+    direct = (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", host)
     os.environ["no_proxy"] = ",".join(filter(None, direct))  # Gradio asks its own address whether it is there
     listed, port = choices(urls, api_key_env), _free(host, port)
     try:

@@ -126,15 +126,18 @@ def shown(turns: Sequence[Turn]) -> str:
             writing = " writing" if turn.end == "writing" else ""
             lines.append(f'<div class="answer{writing}">{escape(turn.answer)}</div>')
         if turn.note:
-            lines.append(_problem(turn.note))
+            lines.append(_problem(turn.note, new=turn is turns[-1]))
     return f'<div role="log" aria-live="off" aria-label="Conversation">{"".join(lines)}</div>'
 
 
 def alerting(problems: Sequence[str]) -> dict[str, Any]:
     """The place above the question, with what is wrong; hidden where nothing is."""
-    updated: dict[str, Any] = gr.update(value="".join(map(_problem, problems)), visible=bool(problems))
+    lines = "".join(_problem(problem, new=True) for problem in problems)
+    updated: dict[str, Any] = gr.update(value=lines, visible=bool(problems))
     return updated
 
 
-def _problem(text: str) -> str:
-    return f'<div class="problem" role="alert">{escape(text)}</div>'
+def _problem(text: str, *, new: bool) -> str:
+    """A new one is read out by screen readers; an old one would be again with every piece of the next answer."""
+    role = ' role="alert"' if new else ""
+    return f'<div class="problem"{role}>{escape(text)}</div>'

@@ -27,6 +27,7 @@ PIECES = (
 )
 """Of every answer: Python's indentation; what would run; what would be fetched or worked out by a template."""
 ANSWER = "".join(PIECES)
+expect.set_options(timeout=60_000)  # of a machine that has much else to do
 HARMLESS = "Autofocus processing was blocked because a document already has a focused element."
 """Chromium says it of Gradio's page."""
 
@@ -113,14 +114,14 @@ def answers(page: Page) -> Locator:
 
 
 def is_ready(page: Page) -> None:
-    expect(page.get_by_role("button", name="Send")).to_be_enabled(timeout=20_000)
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
 
 
 def test_two_models_answer_the_same_question_at_the_same_time_and_what_they_write_stays_text(
     page: Page, endpoint: Endpoint
 ):
+    endpoint.most_at_once = 0
     ask(page, "What <b>is</b> it?")
-    expect(page.locator(".answer.writing")).to_have_text([PIECES[0]] * 2)
     is_ready(page)
     assert answers(page).all_text_contents() == [ANSWER, ANSWER]
     assert page.locator(".question").all_text_contents() == ["What <b>is</b> it?"] * 2
@@ -186,14 +187,14 @@ def test_faults_are_said_where_the_answer_would_stand_and_the_page_goes_on(page:
     choose(page, "left", "breaks")
     choose(page, "right", "busy")
     ask(page, "First?")
-    expect(page.get_by_role("alert")).to_have_count(2)
+    expect(page.locator(".problem:visible")).to_have_count(2)
     is_ready(page)
     choose(page, "right", "away")
     ask(page, "Second?")
-    expect(page.get_by_role("alert")).to_have_count(4)
+    expect(page.locator(".problem:visible")).to_have_count(4)
     is_ready(page)
     broken = f"Not whole: {endpoint.url}: the stream broke off"
-    assert [text.partition(" (")[0] for text in page.get_by_role("alert").all_text_contents()] == [
+    assert [text.partition(" (")[0] for text in page.locator(".problem:visible").all_text_contents()] == [
         broken,
         broken,
         f"No answer: {endpoint.url} takes no request now",
@@ -216,6 +217,19 @@ def test_reset_empties_both_conversations(page: Page, endpoint: Endpoint):
     ask(page, "Second?")
     is_ready(page)
     assert [message["content"] for message in endpoint.asked[-1]["messages"]] == ["Second?"]
+
+
+def test_a_model_that_came_later_is_listed_when_the_page_is_opened_again(page: Page, endpoint: Endpoint):
+    endpoint.models = (*MODELS, "later")
+    page.reload()
+    box = page.get_by_label("Model, left")
+    box.click()
+    expect(page.get_by_role("option", name=re.compile("^later at "))).to_be_visible()
+    choose(page, "left", "later")
+    ask(page, "Are you there?")
+    is_ready(page)
+    assert answers(page).all_text_contents() == [ANSWER, ANSWER]
+    assert "later" in [body["model"] for body in endpoint.asked[-2:]]
 
 
 def test_a_closed_tab_stops_the_engines_work(page: Page, endpoint: Endpoint):
@@ -280,8 +294,8 @@ def test_our_litserve_engine_answers_and_stops(litserve: str, browser: Browser):
         assert "llmtrain_generation_tokens_total 5.0" in client.metrics().splitlines()
         page.get_by_label("max_tokens", exact=True).fill("19000")
         ask(page, "Hello?")
-        expect(answers(page).nth(1)).not_to_be_empty(timeout=20_000)
+        expect(answers(page).nth(1)).not_to_be_empty()
         page.get_by_role("button", name="Stop").click()
-        expect(page.get_by_role("alert").nth(1)).to_have_text("Not whole: stopped.")
+        expect(page.get_by_role("alert")).to_have_text("Not whole: stopped.")
         wait_for(lambda: "llmtrain_cancelled_total 1.0" in client.metrics().splitlines())
         page.close()

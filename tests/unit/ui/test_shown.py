@@ -18,3 +18,10 @@ def test_only_an_answer_that_goes_on_is_marked_as_such():
     assert 'class="answer writing"' in shown([Turn("Why?")])
     assert 'class="answer' not in shown([Turn("Why?", end="stopped")])
     assert 'class="answer"' in shown([Turn("Why?", "So.", "whole")])
+
+
+def test_only_the_last_problem_is_read_out():
+    page = shown([Turn("One?", end="stopped"), Turn("Two?", end="stopped")])
+    assert page.count('class="problem"') == 2
+    assert page.count('role="alert"') == 1
+    assert 'role="alert"' not in shown([Turn("One?", end="stopped"), Turn("Two?")])
