@@ -14,6 +14,10 @@ GREEDY_BELOW = 1e-5
 """Temperatures below it take the likeliest: logits divided by them would overflow."""
 STRIPS = 64
 """How many values of a row are compared first when its largest are looked for."""
+BLOCK = 512
+"""Weights that are summed before a token is drawn among them."""
+FEW = 64
+"""How many of the heaviest are tried for a nucleus first."""
 NOT_FINITE = "the model gives logits that are not finite: its weights are damaged, or it diverged"
 
 
@@ -35,10 +39,8 @@ def choose(logits: Row, choosing: Choosing, seed: int, position: int, counts: Ma
     weights = np.exp((scores - best) / np.float32(choosing.temperature))
     if choosing.top_p < 1:
         candidates, weights = _nucleus(candidates, weights, choosing.top_p)
-    mass = np.cumsum(weights, dtype=np.float64)
-    drawn = _uniform(seed, position) * mass[-1]
-    place = min(int(np.searchsorted(mass, drawn, side="right")), len(mass) - 1)
-    return int(place if candidates is None else candidates[place])
+    place = _drawn(weights, _uniform(seed, position))
+    return place if candidates is None else int(candidates[place])
 
 
 def logprob(logits: Row, token: int, num_top: int) -> TokenLogprob:
@@ -51,7 +53,7 @@ def logprob(logits: Row, token: int, num_top: int) -> TokenLogprob:
         raise EngineFailed(NOT_FINITE)
     normaliser = np.float64(best) + np.log(np.exp(logits - best).sum(dtype=np.float64))
     top = tuple((int(one), float(logits[one] - normaliser)) for one in largest(logits, num_top))
-    return TokenLogprob(token, float(value - normaliser), int((logits > value).sum()) + 1, top)
+    return TokenLogprob(token, float(value - normaliser), int(np.count_nonzero(logits > value)) + 1, top)
 
 
 def largest(values: Row, number: int) -> NDArray[np.int64]:
@@ -95,17 +97,36 @@ def _candidates(logits: Row, top_k: int) -> tuple[NDArray[np.int64] | None, Row]
 
 
 def _nucleus(ids: NDArray[np.int64] | None, weights: Row, top_p: float) -> tuple[NDArray[np.int64], Row]:
-    """The fewest of the heaviest whose sum reaches `top_p` of the whole, at least one."""
+    """The fewest of the heaviest whose sum reaches `top_p` of the whole, at least one; of equals the first."""
     needed = top_p * weights.sum(dtype=np.float64)
-    number = 64
-    while True:
-        kept = largest(weights, number)
-        mass = np.cumsum(weights[kept], dtype=np.float64)
-        if mass[-1] >= needed or len(kept) == len(weights):
-            break
-        number *= 16
-    kept = kept[: int(np.searchsorted(mass, needed)) + 1]
+    kept = largest(weights, FEW)
+    mass = np.cumsum(weights[kept], dtype=np.float64)
+    if mass[-1] >= needed:
+        kept = kept[: int(np.searchsorted(mass, needed)) + 1]
+    elif len(kept) < len(weights):
+        heaviest = np.sort(weights)[::-1]
+        size = int(np.searchsorted(np.cumsum(heaviest, dtype=np.float64), needed)) + 1
+        lightest = heaviest[min(size, len(weights)) - 1]
+        heavier = np.flatnonzero(weights > lightest)
+        kept = np.concatenate([heavier, np.flatnonzero(weights == lightest)[: size - len(heavier)]])
     return (kept if ids is None else ids[kept]), weights[kept]
+
+
+def _drawn(weights: Row, uniform: float) -> int:
+    """A place drawn in proportion to `weights`, by a number in [0, 1); never one of weight 0.
+
+    The block is looked for first, then the place in it: sums along a whole row take longer than all else.
+    """
+    sums = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), BLOCK)), dtype=np.float64)
+    target = uniform * sums[-1]
+    block = _first_above(sums, target)
+    inside = np.cumsum(weights[block * BLOCK : (block + 1) * BLOCK], dtype=np.float64)
+    return block * BLOCK + _first_above(inside, target - (sums[block - 1] if block else 0.0))
+
+
+def _first_above(sums: NDArray[np.float64], target: float) -> int:
+    """Where sums along a row first exceed `target`; of one that is too large by rounding, the last that has weight."""
+    return int(np.searchsorted(sums, min(target, np.nextafter(sums[-1], 0.0)), side="right"))
 
 
 def _nth_largest(values: Row, number: int) -> np.float32:
