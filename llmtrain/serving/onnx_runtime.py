@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -20,9 +21,12 @@ from llmtrain.serving.slots import Slots
 
 FILE = "model.onnx"
 PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+Ints = NDArray[np.int64]
 ELEMENTS: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 FED_TOKENS = 256
-"""Most tokens fed at a time: the graph gives logits of each, wanted or not."""
+"""Most tokens fed at a time, which bounds the memory of logits."""
+WANTED = "wanted_places"
+"""An input that `load` adds to the graph: the places whose logits are computed."""
 
 
 def load(
@@ -43,7 +47,8 @@ def load(
     options.inter_op_num_threads = 1
     try:
         config = json.loads((directory / "config.json").read_bytes())
-        session = ort.InferenceSession(directory / FILE, options, providers=list(providers))
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory))
+        session = ort.InferenceSession(_with_wanted_places(directory / FILE), options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's own errors have no common base
         raise CheckpointMismatch(
             f"{directory} holds no {FILE} that loads: {error}; `llmtrain optimise` makes one"
@@ -66,6 +71,7 @@ class OnnxRuntime:
         outputs = {one.name: one for one in session.get_outputs()}
         _check_form(inputs, outputs, self._past, self._present)
         self._with_positions = "position_ids" in inputs
+        self._with_wanted = WANTED in inputs
         self._element = ELEMENTS[inputs[self._past[0]].type]
         self._logits_element = ELEMENTS[outputs["logits"].type]
         self.vocab_size: int = config["vocab_size"]
@@ -89,8 +95,9 @@ class OnnxRuntime:
             part = np.array([ids[begin : begin + FED_TOKENS]], np.int64)
             places = np.arange(start + begin, start + begin + part.shape[1])
             mask = np.ones((1, int(places[-1]) + 1), np.int64)
-            logits = np.empty((1, part.shape[1], self.vocab_size), self._logits_element)
-            self._run(row, part, mask, places[None], logits)
+            wanted = np.arange(part.shape[1])[None if want == "all" or not self._with_wanted else -1 :]
+            logits = np.empty((1, len(wanted), self.vocab_size), self._logits_element)
+            self._run(row, part, mask, places[None], wanted, logits)
             kept = [*kept, logits[0]] if want == "all" else [logits[0, -1:]]
         self._slots.lengths[row] = start + len(ids)
         found: Logits = np.concatenate(kept).astype(np.float32, copy=False)
@@ -106,7 +113,7 @@ class OnnxRuntime:
         lengths = self._slots.lengths[: len(rows), None].copy()
         mask = (np.arange(int(lengths.max()) + 1) <= lengths).astype(np.int64)
         logits = self._stepped[: len(rows)]
-        self._run(0, in_order, mask, lengths, logits)
+        self._run(0, in_order, mask, lengths, np.zeros(1, np.int64), logits)
         self._slots.lengths[rows] += 1
         found: Logits = logits[:, 0].astype(np.float32, copy=False)
         return found[rows] if (rows[1:] < rows[:-1]).any() else found
@@ -114,16 +121,16 @@ class OnnxRuntime:
     def drop(self, slot: int) -> None:
         self._slots.drop(slot)
 
-    def _run(
-        self, row: int, ids: NDArray[np.int64], mask: NDArray[np.int64], places: NDArray[np.int64], logits: NDArray[Any]
-    ) -> None:
-        """One run over the rows from `row` on: ids and places [rows, tokens], mask [rows, seen], logits are filled."""
+    def _run(self, row: int, ids: Ints, mask: Ints, places: Ints, wanted: Ints, logits: NDArray[Any]) -> None:
+        """One run over the rows from `row` on: ids and places [rows, tokens], mask [rows, seen]; logits are filled."""
         binding = self._binding
         self._bind_rows(row, len(ids))
         binding.bind_cpu_input("input_ids", ids)
         binding.bind_cpu_input("attention_mask", mask)
         if self._with_positions:
             binding.bind_cpu_input("position_ids", places)
+        if self._with_wanted:
+            binding.bind_cpu_input(WANTED, wanted)
         binding.bind_output("logits", "cpu", 0, self._logits_element, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
 
@@ -139,9 +146,29 @@ class OnnxRuntime:
         self._bound = wanted
 
 
+def _with_wanted_places(path: Path) -> bytes:
+    """The graph with the input `WANTED`, where its last product gives the logits; as it is where it does not.
+
+    That product is a quarter of a small model's work, and all but one of a prompt's logits are for nothing.
+    """
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
+    place, head = next(((at, node) for at, node in enumerate(graph.node) if "logits" in node.output), (0, None))
+    if head is not None and head.op_type in ("MatMul", "MatMulNBits"):
+        chosen = f"{head.input[0]}/{WANTED}"
+        gather = onnx.helper.make_node("Gather", [head.input[0], WANTED], [chosen], name=WANTED, axis=1)
+        head.input[0] = chosen
+        graph.node.insert(place, gather)
+        graph.input.append(onnx.helper.make_tensor_value_info(WANTED, onnx.TensorProto.INT64, ["num_wanted"]))
+        logits = next(output for output in graph.output if output.name == "logits")
+        logits.type.tensor_type.shape.dim[1].dim_param = "num_wanted"
+    found: bytes = model.SerializeToString()
+    return found
+
+
 def _check_form(inputs: dict[str, Any], outputs: dict[str, Any], past: list[str], present: list[str]) -> None:
     """Raises UnsupportedModel where the graph is none of the builder's."""
-    known = {"input_ids", "attention_mask", "position_ids", *past}
+    known = {"input_ids", "attention_mask", "position_ids", WANTED, *past}
     wrong = sorted(inputs.keys() - known) + sorted({"input_ids", "attention_mask"} - inputs.keys())
     wrong += sorted({"logits", *present} - outputs.keys()) + ([] if past else ["past_key_values"])
     wrong += [name for name in past if inputs[name].type not in ELEMENTS]

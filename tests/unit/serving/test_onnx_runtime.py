@@ -113,6 +113,20 @@ def test_quantised_rows_do_not_depend_on_each_other(qwen3_directory: Path, tmp_p
     assert np.abs(alone[0][0] - reference(qwen3_directory, sequences[0])[-1]).max() > 100 * MOST, "it is quantised"
 
 
+def test_a_graph_that_does_not_end_in_a_product_is_run_as_it_is(
+    directory: Path, converted: Path, runtime: OnnxRuntime, tmp_path: Path
+):
+    model = onnx.load(converted / "model.onnx")
+    next(node for node in model.graph.node if "logits" in node.output).output[0] = "product"
+    model.graph.node.append(onnx.helper.make_node("Identity", ["product"], ["logits"]))
+    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "config.json").write_bytes((converted / "config.json").read_bytes())
+    other, ids = load(tmp_path), ids_of(30)
+    assert (runtime._with_wanted, other._with_wanted) == (True, False)
+    assert np.abs(logprobs(other.feed(0, ids[:-1], "last")) - reference(directory, ids)[-2]).max() <= MOST
+    assert np.abs(logprobs(other.step([0], ids[-1:])) - reference(directory, ids)[-1]).max() <= MOST
+
+
 def test_graphs_of_another_form_are_refused(tmp_path: Path, qwen3_directory: Path):
     (tmp_path / "config.json").write_bytes((qwen3_directory / "config.json").read_bytes())
     with pytest.raises(CheckpointMismatch, match=r"no model.onnx that loads.*llmtrain optimise"):
