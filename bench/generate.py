@@ -3,7 +3,9 @@
 MODEL is a Hugging Face directory. Equal prompts and ragged ones (of a quarter to seven quarters of their length; those
 of transformers are padded on the left), 1 to 32 at once, no end tokens. `--onnx DIRECTORY` (several) adds what
 `llmtrain optimise` made of it. Each round runs all in turn; what is shown is tokens generated per second of the whole:
-prompts, choice of tokens and, for the engine, their text. Aim: the engine on PyTorch is no slower than `generate`.
+prompts, choice of tokens and, for the engine, their text; then the ratio to `generate`, and in brackets its range and
+the ratio by the clocks of the process's threads, which a busy machine disturbs less. Aim: the engine on PyTorch is no
+slower than `generate`.
 """
 
 import argparse
@@ -97,26 +99,33 @@ def parties_of(chosen: argparse.Namespace, threads: int) -> dict[str, Party]:
 def measure(parties: dict[str, Party], prompts: Prompts, chosen: argparse.Namespace) -> dict[str, Any]:
     """Tokens per second of each party by round, and how many of the engine's tokens are transformers' own."""
     speeds: dict[str, list[float]] = {name: [] for name in parties}
+    by_cpu: dict[str, list[float]] = {name: [] for name in parties}
+    num_tokens = len(prompts) * chosen.new_tokens
     for number in range(chosen.rounds + 1):
         written = {}
         for name, run in parties.items():
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             written[name] = run(prompts, chosen.new_tokens)
             if number:  # the round before the first is warm-up
-                speeds[name].append(len(prompts) * chosen.new_tokens / (time.perf_counter() - start))
+                speeds[name].append(num_tokens / (time.perf_counter() - start))
+                by_cpu[name].append(num_tokens / (time.process_time() - cpu_start))
     tokens = [zip(*rows, strict=True) for rows in zip(written[TRANSFORMERS], written[ENGINE], strict=True)]
     equal = [one == other for row in tokens for one, other in row]
-    return {"tokens_per_second": speeds, "equal_tokens": sum(equal) / len(equal)}
+    return {"tokens_per_second": speeds, "tokens_per_cpu_second": by_cpu, "equal_tokens": sum(equal) / len(equal)}
+
+
+def ratios_of(found: dict[str, list[float]], name: str) -> list[float]:
+    return [own / other for own, other in zip(found[name], found[TRANSFORMERS], strict=True)]
 
 
 def row_of(case: str, found: dict[str, Any]) -> list[str]:
-    speeds = found["tokens_per_second"]
-    row = [case]
+    speeds, row = found["tokens_per_second"], [case]
     for name, values in speeds.items():
-        ratios = [own / other for own, other in zip(values, speeds[TRANSFORMERS], strict=True)]
         text = f"{statistics.median(values):.1f}"
         if name != TRANSFORMERS:
-            text += f" (**{statistics.median(ratios):.2f} x**, {min(ratios):.2f} to {max(ratios):.2f})"
+            ratios, by_cpu = ratios_of(speeds, name), ratios_of(found["tokens_per_cpu_second"], name)
+            text += f" **{statistics.median(ratios):.2f} x** ({min(ratios):.2f} to {max(ratios):.2f}; "
+            text += f"CPU {statistics.median(by_cpu):.2f})"
         row.append(text)
     return [*row, f"{found['equal_tokens']:.1%}"]
 

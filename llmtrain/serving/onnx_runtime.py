@@ -1,7 +1,8 @@
 """ONNX Runtime behind the four verbs: a model that onnxruntime-genai's builder made, in fp32 or quantised.
 
 Keys and values stay in one place: what the graph reads as past and writes as present is the same memory. Its
-GroupQueryAttention takes each row's length from the attention mask, so rows of different lengths go in one batch.
+GroupQueryAttention takes each row's length from the attention mask, so rows of different lengths go in one batch. They
+lie in host memory, so a provider of an accelerator (not tried) would copy them in each run.
 """
 
 import json

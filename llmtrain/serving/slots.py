@@ -14,8 +14,8 @@ FEWEST_TOKENS = 64
 """Capacity of the first rectangle; it doubles when a sequence outgrows it."""
 
 Array = Any
-"""A numpy array or a torch tensor [rows, key heads, capacity, width]. All that is not a sequence's is 0: it is read
-with weight 0, and 0 times a NaN that another sequence left would not be 0."""
+"""A numpy array or a torch tensor [rows, key heads, capacity, width]. What lies beyond a sequence is read with weight
+0, and 0 times a NaN would not be 0: so it is 0 at first, and what a dropped sequence leaves is set to 0."""
 
 
 class Slots:
