@@ -21,10 +21,20 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 
 from llmtrain.config.compose import Composer
 from llmtrain.config.options import conf_directory, options
+from llmtrain.config.root import TrainConfig
+from llmtrain.config.roots import ROOTS
 from llmtrain.config.schema import Setting, exists_in, lookup, settings, variants
 
 CONF = conf_directory()
-OPTIONS = options([CONF])
+ELSEWHERE = ("optimise", "serving")
+"""Groups of other commands than train, whose defaults lists have their names or are serve.yaml."""
+EVERY_OPTION = options([CONF])
+OPTIONS = {group: files for group, files in EVERY_OPTION.items() if group not in ELSEWHERE}
+FILES = {
+    path
+    for path in CONF.rglob("*.yaml")
+    if path.parent.name not in ELSEWHERE and path.stem not in ("optimise", "serve")
+}
 WAYS = ("dropped", "doubled", "swapped", "replaced")
 SETTINGS = list(settings())
 KINDS = {kind for one in SETTINGS for kind in variants(one.field) if kind}
@@ -103,13 +113,17 @@ def composer() -> Composer:
 def values(composer: Composer) -> Iterator[tuple[list[str], dict[str, str]]]:
     """Command lines, each with the settings that no line before it has, as they would be typed."""
     seen: set[str] = set()
-    for line in [[], *([f"{group}={option}"] for group, files in OPTIONS.items() for option in files)]:
+    every = settings(composer.root)
+    named = [] if composer.root is TrainConfig else ["version=chat"]
+    chosen = [[f"{group}={option}"] for group, files in EVERY_OPTION.items() for option in files
+              if group == "experiment" or group in composer.root.model_fields]  # fmt: skip
+    for line in [named, *([*named, *choice] for choice in chosen)]:
         data = composer.check(line).data
-        here = [one for one in SETTINGS if not variants(one.field) and exists_in(one, data)]
+        here = [one for one in every if not variants(one.field) and exists_in(one, data)]
         found = {".".join(one.key): json.dumps(lookup(data, one.key) or "x") for one in here}
         yield line, {name: value for name, value in found.items() if name not in seen}
         seen |= found.keys()
-    assert {".".join(one.key) for one in SETTINGS if not variants(one.field)} == seen
+    assert {".".join(one.key) for one in every if not variants(one.field)} == seen
 
 
 def judge_keys(score: Score, composer: Composer, seed: int, together: bool) -> None:
@@ -125,6 +139,13 @@ def test_keys_on_the_command_line(composer: Composer):
     score = Score()
     judge_keys(score, composer, seed=0, together=True)
     score.assert_good(at_least=250)
+
+
+@pytest.mark.parametrize("name", ["serve", "optimise"])
+def test_keys_of_the_commands_about_a_model(name: str):
+    score = Score()
+    judge_keys(score, Composer((), name, files_stay=True, root=ROOTS[name]), seed=0, together=True)
+    score.assert_good(at_least=150)
 
 
 def test_options_on_the_command_line(composer: Composer):
@@ -180,7 +201,7 @@ def lines(composer: Composer) -> dict[Path, list[str]]:
             found.setdefault(path, list(line))
     own = {path: [f"{group}={option}"] for group, files in OPTIONS.items() for option, path in files.items()}
     found |= {path: line for path, line in own.items() if path in found}  # what another file chooses anew stays unseen
-    assert found.keys() == set(CONF.rglob("*.yaml"))
+    assert found.keys() == FILES
     return found
 
 
@@ -274,12 +295,7 @@ KEYS = (edits_of_keys, partial(edits_of_groups, depth=0), partial(edits_of_group
 
 
 def test_no_group_is_deeper_than_those_that_are_misspelt():
-    depths = {
-        name.count(".")
-        for path in CONF.rglob("*.yaml")
-        for name, _, value in settings_of(path)
-        if value.id == "mapping"
-    }
+    depths = {name.count(".") for path in FILES for name, _, value in settings_of(path) if value.id == "mapping"}
     assert depths == {0, 1}
 
 

@@ -1,5 +1,6 @@
 """The README's first command, in full: it trains for some minutes on two cores."""
 
+import re
 import time
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmtrain.artifacts import TrainedModel, weights_sha256
+from llmtrain.artifacts import Evidence, TrainedModel, weights_sha256
 from llmtrain.journal import Journal
 from llmtrain.registry.registry import Registry
 from llmtrain.telemetry.metrics import read
@@ -32,6 +33,17 @@ def test_it_shows_samples_figures_and_where_everything_is(demo: Demo):
     ):
         assert part in demo.output
     assert "tokens/s" in demo.output
+
+
+def test_it_serves_the_tuned_model_which_passes_the_gate_and_answers(demo: Demo):
+    served = demo.output.partition("$ python serve.py")[2]
+    assert re.search(r"is ready: http://127\.0\.0\.1:\d+", served)
+    assert re.search(r"litserve, onnx_fp32 +fp32 .* the same$", served, re.MULTILINE)
+    assert re.search(r"^  'The import statement.+'$", served, re.MULTILINE)
+    (evidence,) = (demo.outputs / "serving").rglob("parity-*.json")
+    figures = Evidence.model_validate_json(evidence.read_bytes()).figures
+    assert figures["mean_abs_dlogp_nats"] <= 1e-4
+    assert figures["max_abs_dlogp_nats"] <= 1e-3
 
 
 def test_the_pretrained_model_beats_a_unigram_model_by_a_nat(demo: Demo):
@@ -86,4 +98,5 @@ def test_a_second_demo_reuses_everything(demo: Demo, repository: Path):
     assert again.returncode == 0
     assert again.stdout.count("is finished") == 2
     assert "tokens/s" not in again.stdout
-    assert time.monotonic() - started < 120  # seconds on a quiet machine; a run would take minutes
+    assert "is there already, made with the same settings" in again.stdout
+    assert time.monotonic() - started < 180  # seconds on a quiet machine; a run would take minutes
