@@ -23,10 +23,8 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> int:
     place.mkdir(parents=True, exist_ok=True)
     write_whole(place / "served.json", served.model_dump_json(indent=2) + "\n")
     Journal(outputs).append("model.served", label=served.label, form=served.form, sha256=served.sha256)
-    say(
-        f"{served.label} as {served.name}: {served.form}, {served.precision}, "
-        f"{served.context_tokens} tokens of context, by {config.serving.kind}"
-    )
+    form = f"trained weights in {served.precision}" if served.form == "trained" else served.form
+    say(f"{served.label} as {served.name}: {form}, {served.context_tokens} tokens of context, by {config.serving.kind}")
     match config.serving:
         case LitServeServing() as litserve:
             from llmtrain.serving.litserve_server import serve_litserve

@@ -1,9 +1,17 @@
 """Every command of the README is run; what would take long gets a smaller model behind it."""
 
 import json
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.e2e.conftest import Demo, shell
@@ -71,6 +79,57 @@ def test_own_text_and_own_preferences(demo: Demo):
     ):
         done = shell(command, demo.directory)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}"
+
+
+def test_serve(demo: Demo, repository: Path):
+    """Both servers run at once, on ports of their own; the page answers; each ends well by SIGTERM."""
+    (demo.directory / "serve.py").symlink_to(repository / "serve.py")
+    ports = {number: str(free_port()) for number in ("8000", "8001")}
+    torch_server, parity, optimise, onnx_server, chat = (
+        re.sub("800[01]", lambda found: ports[found[0]], command) for command in commands("Serve")
+    )
+    with (
+        running(f"exec {torch_server} serving.port={ports['8000']}", demo.directory, "is ready"),
+        running(f"{optimise} && exec {onnx_server}", demo.directory, "is ready"),
+        running(f"exec {chat} --port 0", demo.directory, "http://127.0.0.1:") as said,
+    ):
+        gate = shell(f"{parity} --probes 16", demo.directory)
+        assert gate.returncode == 0, gate.stdout[-3000:]
+        assert "the same" in gate.stdout
+        pages = [
+            url for url in re.findall(r"http://127\.0\.0\.1:\d+", said) if url.rpartition(":")[2] not in ports.values()
+        ]
+        assert "gradio" in httpx.get(pages[0]).text
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def running(command: str, directory: Path, ready: str) -> Iterator[str]:
+    """What a command has said when it was ready; it is ended by SIGTERM and must end with 0 (the page: by the signal)."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        ["bash", "-c", command], cwd=directory, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        said = ""
+        try:
+            for line in process.stdout:
+                said += line
+                if ready in line:
+                    break
+            assert ready in said, said
+            yield said
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            rest = process.stdout.read()
+            code = process.wait(60)
+    assert code in (0, -signal.SIGTERM), said + rest
 
 
 def test_what_a_change_changes(history: History):
