@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
+from llmtrain.errors import EngineFailed, UserError
 from llmtrain.serving.health import Health
 from llmtrain.serving.http_errors import Refused
 from llmtrain.serving.jobs import Job, Piece
@@ -56,8 +57,10 @@ class Flights:
     def __init__(self, send: Callable[[str, ToEngine], None], max_sequences: int, max_waiting: int) -> None:
         self._send, self._max_sequences, self._max_waiting = send, max_sequences, max_waiting
         self._by_uid: dict[str, Flight] = {}
-        self._closed: str | None = "the model is being loaded"
-        self.ready: asyncio.Future[Ready | NotReady] = asyncio.get_running_loop().create_future()
+        self.refuses: str | None = "the model is being loaded"
+        """Why no requests are taken; None where they are."""
+        self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        """Raises UserError or EngineFailed where the model cannot be served."""
         self.metrics = Metrics(lambda: self.num_running, lambda: self.num_waiting)
         self.health = Health()
 
@@ -85,21 +88,16 @@ class Flights:
 
     def check_open(self) -> None:
         """Raises Refused with 503 where no requests are taken."""
-        if (reason := self.refuses) is not None:
-            raise unavailable(reason)
-
-    @property
-    def refuses(self) -> str | None:
-        """Why no requests are taken; None where they are."""
-        return self._closed
+        if self.refuses is not None:
+            raise unavailable(self.refuses)
 
     def open(self) -> None:
         """Take requests, from now on."""
-        self._closed = None
+        self.refuses = None
 
     def close(self, reason: str) -> None:
         """Take no new requests."""
-        self._closed = reason
+        self.refuses = reason
 
     def end_all(self, reason: str) -> None:
         """End what is under way with an error."""
@@ -110,10 +108,17 @@ class Flights:
     def take(self, message: Ready | NotReady | Step) -> None:
         """Hear the engine."""
         now = time.monotonic()
-        if not isinstance(message, Step):
-            self.ready.set_result(message)
-            self.health.heard(now, 0)
-            return
+        match message:
+            case Ready():
+                self.health.heard(now, 0)
+                self.ready.set_result(message)
+            case NotReady(text, exit_code):
+                error = UserError(text) if exit_code == UserError.exit_code else EngineFailed(text)
+                self.ready.set_exception(error)
+            case Step():
+                self._step(message, now)
+
+    def _step(self, message: Step, now: float) -> None:
         self.health.heard(now, message.tokens_computed)
         for key, started_at in message.started:
             self._started(key, started_at)

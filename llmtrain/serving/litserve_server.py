@@ -25,7 +25,7 @@ from llmtrain.serving.answers import Tokens
 from llmtrain.serving.flights import Flights
 from llmtrain.serving.http_app import Server
 from llmtrain.serving.litserve_api import EngineAPI, Pipe, envelope
-from llmtrain.serving.messages import NotReady, Ready, Stop, ToEngine
+from llmtrain.serving.messages import Stop, ToEngine
 from llmtrain.serving.openai_spec import OpenAISpec
 from llmtrain.serving.reading import reader_of
 from llmtrain.serving.served import serving_directory
@@ -102,7 +102,7 @@ class Endpoint:
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
         self._pipe.listen()
         config = uvicorn.Config(
-            self._server.app, log_level="warning", access_log=False, server_header=False,
+            self._server.app, log_level="error", access_log=False, server_header=False, ws="none",
             timeout_graceful_shutdown=int(LAST_ANSWERS_S),
         )  # fmt: skip
         http = Uvicorn(config)
@@ -125,33 +125,29 @@ class Endpoint:
         opening = asyncio.create_task(self._open())
         limit = self._serving.start_seconds
         await first_of(opening, hearing, stopping, timeout=limit)
-        if hearing.done():
-            raise self._engine_ended("before it was ready")
+        if hearing.done() and not self._flights.ready.done():
+            raise self._engine_ended(hearing, "before it was ready")
         if stopping.done():
             self._say(f"{self._served.label} was stopped before it was ready")
             return 0
-        if not opening.done():
+        if not opening.done() and not hearing.done():
             raise EngineFailed(
                 f"{self._served.label} is not ready after {limit:g} s (serving.start_seconds)"
                 f"{last_words(self._log, self._log_begins)}"
             )
-        opening.result()
+        await opening
         self._say(f"{self._served.label} is ready: {url}/v1")
         await first_of(hearing, stopping)
         if hearing.done():
-            raise self._engine_ended("while it served")
+            raise self._engine_ended(hearing, "while it served")
         return await self._drain(hearing)
 
     async def _open(self) -> None:
         """Wait for the engine, and read the tokenizer meanwhile; then take requests."""
-        tokenizer = await asyncio.to_thread(load_tokenizer, self._directory)
-        match await self._flights.ready:
-            case NotReady(message, exit_code):
-                raise UserError(message) if exit_code == UserError.exit_code else EngineFailed(message)
-            case Ready(vocab_size):
-                reader = reader_of(tokenizer, self._served, self._serving.default_max_tokens, vocab_size)
-                self._spec.open(reader, Tokens(tokenizer))
-                self._flights.open()
+        ready, tokenizer = await asyncio.gather(self._flights.ready, asyncio.to_thread(load_tokenizer, self._directory))
+        reader = reader_of(tokenizer, self._served, self._serving.default_max_tokens, ready.vocab_size)
+        self._spec.open(reader, Tokens(tokenizer))
+        self._flights.open()
 
     async def _hear(self) -> None:
         """What the engine says, until its process ends."""
@@ -159,8 +155,9 @@ class Endpoint:
             while True:
                 self._flights.take(await self._pipe.areceive())
 
-    def _engine_ended(self, when: str) -> EngineFailed:
+    def _engine_ended(self, hearing: asyncio.Task[None], when: str) -> EngineFailed:
         """Tells everybody who waits."""
+        hearing.result()  # raises what was wrong with a message of the engine, if that is why
         self._engine.join(LAST_ANSWERS_S)
         code = self._engine.exitcode
         how = f"with exit code {code}" if code is None or code >= 0 else f"by signal {-code}"
@@ -177,7 +174,7 @@ class Endpoint:
         end = asyncio.get_running_loop().time() + seconds
         while flights.under_way and self._num_signals == 1 and asyncio.get_running_loop().time() < end:
             if hearing.done():
-                raise self._engine_ended("before all requests were answered")
+                raise self._engine_ended(hearing, "before all requests were answered")
             await asyncio.sleep(0.02)
         if flights.under_way:
             self._say(f"ended; requests that were cut short: {flights.under_way}")

@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,9 @@ import torch
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from llmtrain.client.client import Client, Sampling
+from llmtrain.client.protocol import ChatRequest, CompletionRequest, DetokenizeRequest
 from llmtrain.errors import EngineUnavailable, RequestRefused
+from tests.e2e.conftest import shell
 from tests.e2e.litserve_endpoint import CONTEXT_TOKENS, Endpoint, begun, ends, make_model, serving
 
 MAX_SEQUENCES, MAX_WAITING = 4, 40
@@ -38,7 +42,7 @@ def endpoint(repository: Path, model_directory: Path, tmp_path_factory: pytest.T
     """Prompts are fed 16 tokens at a time, so that long ones take many steps."""
     settings = {
         "max_sequences": MAX_SEQUENCES, "max_waiting": MAX_WAITING, "prefill_tokens": 16, "progress_seconds": 1.5,
-        "max_body_bytes": 50_000,
+        "max_body_bytes": 50_000, "default_max_tokens": 16,
     }  # fmt: skip
     overrides = [f"serving.{name}={value}" for name, value in settings.items()]
     with serving(repository, model_directory, tmp_path_factory.mktemp("outputs"), *overrides) as endpoint:
@@ -292,6 +296,36 @@ def test_bad_input_gets_openais_error(
     assert error["type"] == "invalid_request_error"
 
 
+VALUES = [None, True, -1, 0, 1, 3.5, 1e308, 2**70, "", "a", "\0", [], [1], [-1], ["a", None], [[1], []], {}, {"a": 1}]
+FIELDS = sorted({*CompletionRequest.model_fields, *ChatRequest.model_fields, *DetokenizeRequest.model_fields})
+
+
+def test_no_combination_of_wrong_values_is_the_servers_fault(endpoint: Endpoint) -> None:
+    draw = random.Random(0)
+    statuses = set()
+    with httpx.Client(base_url=endpoint.url, timeout=60) as http:
+        for _ in range(400):
+            path = draw.choice((CHAT, COMPLETE, "/tokenize", "/detokenize"))
+            body: dict[str, Any] = {"model": "tiny", "max_tokens": 2}
+            body |= {"prompt": "fox"} if path == COMPLETE else {"messages": [{"role": "user", "content": "fox"}]}
+            body |= {field: draw.choice(VALUES) for field in draw.sample(FIELDS, draw.randrange(3))}
+            response = http.post(path, content=json.dumps(body))
+            assert response.status_code in (200, 400, 404), (path, body, response.text)
+            statuses.add(response.status_code)
+    assert {200, 400} <= statuses
+
+
+def test_requests_that_break_off_are_nobodys_fault(endpoint: Endpoint) -> None:
+    body = json.dumps(HELLO).encode()
+    raw = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    for length in range(1, len(raw), 9):
+        with socket.create_connection(endpoint.address, timeout=60) as connection:
+            connection.sendall(raw[:length])
+    counters = endpoint.counters()
+    assert counters["llmtrain_requests_total", CHAT, "499"] > 0
+    assert not [key for key in counters if key[0] == "llmtrain_requests_total" and key[2].startswith("5")]
+
+
 def test_wrong_methods_and_other_pages(endpoint: Endpoint) -> None:
     wrong = httpx.get(f"{endpoint.url}{CHAT}")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
@@ -453,6 +487,16 @@ def test_sigterm_under_load_answers_what_is_under_way(repository: Path, model_di
     (metrics,) = tmp_path.glob("serving/*/*/metrics.jsonl")
     told = json.loads(metrics.read_text().splitlines()[-1])
     assert told["serving/generation_tokens"] == 2400
+
+
+@pytest.mark.campaign
+def test_the_benchmark_runs(repository: Path, model_directory: Path, tmp_path: Path) -> None:
+    script = f"{sys.executable} {repository}/bench/serving.py {model_directory} --json {tmp_path}/found.json"
+    done = shell(f"{script} --concurrent 1 3 --rounds 1 --requests 3 --tokens 4 --threads 1", repository)
+    assert done.returncode == 0, done.stdout[-3000:]
+    found = json.loads((tmp_path / "found.json").read_bytes())
+    assert found.keys() == {"serving 1", "serving 3"}
+    assert all(one["requests_per_second"] > 0 for both in found.values() for side in both.values() for one in side)
 
 
 @pytest.mark.campaign
