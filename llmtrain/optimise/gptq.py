@@ -15,8 +15,6 @@ from transformers import PreTrainedModel
 
 DAMPING = 0.01
 """Added to the diagonal of the inputs' second moments, as a share of its mean: the paper's value."""
-SHRINKS = torch.linspace(1.0, 0.7, 16)
-"""Shares of a block's range that are tried: a narrower one rounds most numbers finer, and cuts the outermost off."""
 
 
 @dataclass(frozen=True)
@@ -39,37 +37,28 @@ class Blocks:
 
 
 def grid(weights: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale [rows] and zero [rows] for one block [rows, columns]: of the tried ranges, the one with the least square
-    error."""
+    """Scale [...] and zero [...] of blocks [..., columns]: from the least to the greatest number, 0 being one of them.
+
+    A narrower range with a smaller square error was tried: it cuts off the weights that matter most.
+    """
     most = 2**bits - 1
-    low, high = weights.amin(1).clamp(max=0), weights.amax(1).clamp(min=0)
-    shares = SHRINKS[:, None]
-    scales = ((high - low) * shares / most).clamp(min=1e-10)
-    zeros = (-low * shares / scales).round().clamp(0, most)
-    tried = ((weights / scales[..., None]).round() + zeros[..., None]).clamp(0, most)
-    errors = ((tried - zeros[..., None]) * scales[..., None] - weights).square()
-    best = errors.sum(2).argmin(0)
-    rows = torch.arange(len(weights))
-    return scales[best, rows], zeros[best, rows]
+    low, high = weights.amin(-1).clamp(max=0), weights.amax(-1).clamp(min=0)
+    scales = ((high - low) / most).clamp(min=1e-10)
+    return scales, (-low / scales).round()
 
 
 def nearest(weights: Tensor, bits: int, block_size: int) -> Blocks:
     """Each weight [rows, columns] rounded to the nearest on its block's grid; `block_size` divides the columns."""
-    return _rounded(weights.float(), None, bits, block_size)
+    blocks = weights.float().view(len(weights), -1, block_size)
+    scales, zeros = grid(blocks, bits)
+    integers = (blocks / scales[..., None]).round_().add_(zeros[..., None]).clamp_(0, 2**bits - 1)
+    return Blocks(integers.to(torch.uint8).view(weights.shape), scales, zeros.to(torch.uint8))
 
 
 def gptq(weights: Tensor, moments: Tensor, bits: int, block_size: int) -> Blocks:
     """The same, with later columns making up for earlier ones. `moments` [columns, columns]: sum of x x^T, inputs x."""
-    moments = moments.float().clone()
-    unused = moments.diagonal() == 0
-    moments.diagonal()[unused] = 1
-    moments.diagonal().add_(DAMPING * moments.diagonal().mean())
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
-    return _rounded(weights.float(), torch.linalg.cholesky(inverse, upper=True), bits, block_size)
-
-
-def _rounded(weights: Tensor, factor: Tensor | None, bits: int, block_size: int) -> Blocks:
-    left, (rows, columns) = weights.clone(), weights.shape
+    factor = _factor(moments.float())
+    left, (rows, columns) = weights.float().clone(), weights.shape
     integers = torch.empty(rows, columns, dtype=torch.uint8)
     scales, zeros = torch.empty(rows, columns // block_size), torch.empty(rows, columns // block_size)
     for block, start in enumerate(range(0, columns, block_size)):
@@ -79,14 +68,21 @@ def _rounded(weights: Tensor, factor: Tensor | None, bits: int, block_size: int)
         for column in range(start, stop):
             integer = ((left[:, column] / scale).round() + zero).clamp(0, 2**bits - 1)
             integers[:, column] = integer.to(torch.uint8)
-            if factor is None:
-                continue
             error = (left[:, column] - (integer - zero) * scale) / factor[column, column]
             left[:, column:stop] -= error[:, None] * factor[column, column:stop]
             errors[:, column - start] = error
-        if factor is not None:
-            left[:, stop:] -= errors @ factor[start:stop, stop:]
+        left[:, stop:] -= errors @ factor[start:stop, stop:]
     return Blocks(integers, scales, zeros.to(torch.uint8))
+
+
+def _factor(moments: Tensor) -> Tensor:
+    """The upper Cholesky factor of the inverse of the damped moments; inputs that are always zero count as apart."""
+    damped = moments.clone()
+    damped.diagonal()[damped.diagonal() == 0] = 1
+    damped.diagonal().add_(DAMPING * damped.diagonal().mean())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor
 
 
 @torch.inference_mode()

@@ -109,7 +109,7 @@ def quality(runtime: Runtime, ids: Sequence[int]) -> tuple[float, list[int]]:
     for start in range(0, len(ids), FED_TOKENS):
         logits = runtime.feed(0, ids[start : start + FED_TOKENS], "all").astype(np.float64)
         likeliest += logits.argmax(1).tolist()
-        following = np.array(ids[start + 1 : start + 1 + len(logits)])
+        following = np.array(ids[start + 1 : start + 1 + len(logits)], np.int64)
         logits = logits[: len(following)]
         peaks = logits.max(1)
         normalisers = peaks + np.log(np.exp(logits - peaks[:, None]).sum(1))
