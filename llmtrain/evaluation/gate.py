@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -82,19 +82,19 @@ def gate_here(stored: StoredModel, outputs: Path, asking: Asking, say: Say) -> l
     verdicts = []
     if from_checkpoint:
         party = InProcess("HF export", tokenizer, partial(scores, model_directory.load(stored.directory)))
-        verdicts.append(reference.judge(party, "fp32"))
+        verdicts.append(reference.judge(reference.ask(party), "fp32"))
         _keep(verdicts[-1], place / "parity-trained-transformers.json", parents)
     precision = precision_of_training(stored)
     torch_model = torch_runtime.load(
         stored.directory, device="cpu", precision=precision, max_sequences=1, context_tokens=context, threads=_threads()
     )
     party = InProcess("LitServe's PyTorch", tokenizer, partial(runtime_scores, torch_model))
-    verdicts.append(reference.judge(party, precision))
+    verdicts.append(reference.judge(reference.ask(party), precision))
     _keep(verdicts[-1], place / "parity-trained-torch.json", parents)
     del torch_model
     for record in forms(stored, outputs):
         form = outputs / record.path
-        verdicts.append(reference.judge(_form(record, form, context), precision_of(record)))
+        verdicts.append(reference.judge(reference.ask(_form(record, form, context)), precision_of(record)))
         engine = "onnx" if record.form.startswith("onnx") else "transformers"
         _keep(verdicts[-1], home / f"parity-{record.form}-{engine}.json", [*parents, record.sha256])
     draw(verdicts, place / "parity.png")
@@ -112,7 +112,7 @@ def gate_endpoint(
     with Client(url, timeout_s=ENGINE_TIMEOUT_S) as client:
         client.model = client.served()
         card = next(card for card in client.models() if card.id == client.model)
-        served = served_as(client.model, outputs, form)
+        served = served_as(client.model, stored.weights_sha256, outputs, form)
         engine = "vllm" if card.owned_by == "vllm" else "litserve"
         context = asking.context_tokens or card.max_model_len or served.context_tokens
         asking = Asking(asking.number, context, asking.device)
@@ -122,36 +122,39 @@ def gate_endpoint(
             raise UserError(
                 f"{url} serves {served.form}, of which {outputs}/optimised has no record for {stored.label}"
             )
-        party = Endpoint(f"{engine}, {served.form}", client)
         precision: Precision = precision_of(optimised) if optimised else served.precision
         place, parents = serving_directory(served, outputs), [served.sha256, *([optimised.sha256] if optimised else [])]
-        verdicts = [reference.judge(party, precision)]
+        answers = reference.ask(Endpoint(f"{engine}, {served.form}", client))
+        verdicts = [reference.judge(answers, precision)]
         _keep(verdicts[0], place / f"parity-{served.form}-{engine}.json", parents)
         if optimised and served.form.startswith("onnx") and precision != "fp32":
             own = _form(optimised, outputs / optimised.path, context)
             say("and against its own files, in this process")
             files = Reference(reference.model, reference.tokenizer, reference.rows, own.scores(reference.ids))
-            verdicts.append(files.judge(Endpoint(f"{engine}, {served.form}, against its files", client), "fp32"))
+            verdicts.append(files.judge(replace(answers, party=f"{answers.party}, against its files"), "fp32"))
             _keep(verdicts[1], place / f"parity-{served.form}-{engine}-files.json", parents)
     draw(verdicts, place / "parity.png")
     return verdicts
 
 
-def served_as(name: str, outputs: Path, form: str | None) -> ServedModel:
-    """The newest record of an endpoint that serves `name`, of `form` where one is given.
+def served_as(name: str, weights_sha256: str, outputs: Path, form: str | None) -> ServedModel:
+    """The newest record of an endpoint that serves these weights as `name`, or others where none does; of `form` where
+    one is given.
 
     Raises UserError where there is none, or several forms and none is given.
     """
     paths = sorted(outputs.glob("serving/*/served.json"), key=lambda path: path.stat().st_mtime)
-    newest = {record.form: record for record in map(ServedModel.read, paths) if record.name == name}
-    chosen = [record for record in newest.values() if form in (None, record.form)]
+    records = [record for record in map(ServedModel.read, paths) if record.name == name and form in (None, record.form)]
+    same = [record for record in records if record.weights_sha256 == weights_sha256]
+    chosen = list({record.form: record for record in same or records}.values())
     if not chosen:
         raise UserError(
             f"{outputs}/serving has no record of an endpoint that serves '{name}'{f' as {form}' if form else ''}; "
             f"start it by `python serve.py`, or name its outputs by --outputs"
         )
     if len(chosen) > 1:
-        raise UserError(f"'{name}' was served as {', '.join(sorted(newest))}; say which one answers: --form FORM")
+        served = ", ".join(sorted(record.form for record in chosen))
+        raise UserError(f"'{name}' was served as {served}; say which one answers: --form FORM")
     return chosen[0]
 
 

@@ -65,6 +65,18 @@ class Differences:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What a party says to the probes."""
+
+    party: str
+    scores: list[Scores]
+    num_texts: int
+    """Texts and chats whose tokens were compared."""
+    unequal: tuple[str, ...]
+    """Of those, the ones that differ, in words."""
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What was found about one party."""
 
@@ -73,9 +85,7 @@ class Verdict:
     found: Differences
     bounds: Bounds
     num_texts: int
-    """Texts and chats whose tokens were compared."""
     unequal: tuple[str, ...]
-    """Of those, the ones that differ, in words."""
     rows: Rows
 
     @property
@@ -140,13 +150,16 @@ class Reference:
             self._bounds[precision] = from_floor(floor)
         return self._bounds[precision]
 
-    def judge(self, party: Party, precision: Precision) -> Verdict:
-        """Ask `party` all probes. Raises what it raises where it does not answer."""
+    def ask(self, party: Party) -> Answers:
+        """Ask all probes. Raises what `party` raises where it does not answer."""
         unequal = tuple(fault for row in self.rows.rows for fault in self._texts_apart(party, row))
         unequal += tuple(fault for row in self._doors() for fault in self._fed_apart(party, row))
-        found = self._differences(party.scores(self.ids))
-        num_texts = len(self.rows.rows) + len(self._doors())
-        return Verdict(party.label, precision, found, self.bounds(precision), num_texts, unequal, self.rows)
+        return Answers(party.label, party.scores(self.ids), len(self.rows.rows) + len(self._doors()), unequal)
+
+    def judge(self, answers: Answers, precision: Precision) -> Verdict:
+        """Hold what was answered against the trained weights."""
+        found, bounds = self._differences(answers.scores), self.bounds(precision)
+        return Verdict(answers.party, precision, found, bounds, answers.num_texts, answers.unequal, self.rows)
 
     @property
     def ids(self) -> list[tuple[int, ...]]:

@@ -17,7 +17,7 @@ from llmtrain.client.client import Scores
 from llmtrain.data.tokenizer import load_tokenizer
 from llmtrain.errors import NotTheSameModel
 from llmtrain.evaluation.parity import FP32, Bounds, Differences, Reference, Verdict, apart, from_floor, refuse, table
-from llmtrain.evaluation.parties import InProcess
+from llmtrain.evaluation.parties import InProcess, Party
 from llmtrain.evaluation.reference import scores
 from llmtrain.evaluation.rounding import Precision, Rounding, rounded
 from llmtrain.models.directory import load
@@ -35,6 +35,10 @@ def party(reference: Reference, **changed: Any) -> InProcess:
     )
 
 
+def judge(reference: Reference, party: Party, precision: Precision) -> Verdict:
+    return reference.judge(reference.ask(party), precision)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_the_clean_model_passes(reference: Reference, trained: Path, precision: Precision) -> None:
     """As stored, read again; in bf16 as transformers itself loads it."""
@@ -44,7 +48,7 @@ def test_the_clean_model_passes(reference: Reference, trained: Path, precision: 
     elif precision != "fp32":
         model = rounded(model, precision)
     tokenizer = load_tokenizer(trained / "model")
-    verdict = reference.judge(party(reference, scorer=partial(scores, model), tokenizer=tokenizer), precision)
+    verdict = judge(reference, party(reference, scorer=partial(scores, model), tokenizer=tokenizer), precision)
     assert verdict.faults == []
     refuse([verdict])
     assert verdict.num_texts == 32 + 5, (
@@ -63,12 +67,12 @@ def test_each_fault_of_the_weights_fails(
 
 def fails(reference: Reference, answers: list[Scores], precision: Precision, name: str) -> None:
     """It does, by the scores and nothing else; of four bits also against its own files, and some only there."""
-    verdict = reference.judge(party(reference, scorer=lambda rows: answers), precision)
+    verdict = judge(reference, party(reference, scorer=lambda rows: answers), precision)
     assert verdict.unequal == ()
     if precision == INT4:
         files = scores(rounded(reference.model, precision), reference.ids)
         own = Reference(reference.model, reference.tokenizer, reference.rows, files)
-        against_files = own.judge(party(reference, scorer=lambda rows: answers), "fp32")
+        against_files = judge(own, party(reference, scorer=lambda rows: answers), "fp32")
         with pytest.raises(NotTheSameModel, match=r"it: mean"):
             refuse([against_files])
     if precision == INT4 and name in HIDDEN_BY_INT4:
@@ -110,7 +114,7 @@ def test_a_tokenizer_that_adds_a_begin_token_fails_by_the_texts(reference: Refer
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{begin} $A", special_tokens=[(begin, tokenizer.eos_token_id)]
     )
-    verdict = reference.judge(party(reference, tokenizer=tokenizer), "fp32")
+    verdict = judge(reference, party(reference, tokenizer=tokenizer), "fp32")
     assert verdict.found.max_nats == 0
     texts = [row for row in reference.rows.rows if row.text is not None]
     assert len(verdict.unequal) == len(texts) + 3, "code, unicode, long; chats have what their template writes"
@@ -133,7 +137,7 @@ def test_another_template_fails(reference: Reference, written: str, instead: str
     tokenizer = deepcopy(reference.tokenizer)
     assert written in tokenizer.chat_template
     tokenizer.chat_template = tokenizer.chat_template.replace(written, instead, 1 if "tools" in written else -1)
-    verdict = reference.judge(party(reference, tokenizer=tokenizer), "fp32")
+    verdict = judge(reference, party(reference, tokenizer=tokenizer), "fp32")
     assert verdict.found.max_nats == 0
     assert len(verdict.unequal) == number
     assert [fault for fault in verdict.faults if "become other tokens" in fault]
@@ -144,7 +148,7 @@ def test_a_decoder_that_changes_text_fails(reference: Reference) -> None:
         def decoded(self, ids: Sequence[int]) -> str:
             return super().decoded(ids).rstrip()
 
-    verdict = reference.judge(Stripping("it", reference.tokenizer, partial(scores, reference.model)), "fp32")
+    verdict = judge(reference, Stripping("it", reference.tokenizer, partial(scores, reference.model)), "fp32")
     assert verdict.unequal
     assert all("shown as other text" in fault for fault in verdict.unequal)
 
@@ -155,7 +159,7 @@ def test_the_worst_token_is_named(reference: Reference) -> None:
     logprobs = [*changed[number].logprobs]
     logprobs[1] -= 0.5
     changed[number] = Scores(tuple(logprobs), changed[number].top_ids)
-    verdict = reference.judge(party(reference, scorer=lambda rows: changed), "fp32")
+    verdict = judge(reference, party(reference, scorer=lambda rows: changed), "fp32")
     token = reference.rows.rows[number].scored[2]
     words = f"probe code-00, token 2 {reference.tokenizer.decode([token])!r} (id {token}): trained "
     assert words in verdict.found.worst
@@ -165,7 +169,7 @@ def test_the_worst_token_is_named(reference: Reference) -> None:
 
 def test_what_is_no_number_fails(reference: Reference) -> None:
     changed = [Scores((math.nan, *one.logprobs[1:]), one.top_ids) for one in reference.scores]
-    verdict = reference.judge(party(reference, scorer=lambda rows: changed), "bf16")
+    verdict = judge(reference, party(reference, scorer=lambda rows: changed), "bf16")
     assert verdict.faults
     figures = verdict.evidence(["parent"]).figures
     assert figures["passed"] == 0
