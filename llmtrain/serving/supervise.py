@@ -29,6 +29,8 @@ LAST_LINES = 15
 ENDS_WITH_ITS_PARENT = 'exec 3<&0 </dev/null; (read x <&3; kill -KILL -$$) & exec 3<&-; exec "$@"'
 """Shell: a bystander in the child's process group reads a pipe that only we write to. However we end, SIGKILL too, it
 sees the end of the pipe and kills the group. `exec` keeps the pid."""
+NOISE = re.compile(r"nanobind: | - (leaked|\.\.\. skipped)")
+"""What libraries of vLLM print at every end."""
 CAUSE = re.compile(r"(\w+(?:Error|Exception)): .")
 
 
@@ -159,7 +161,8 @@ def last_words(log: Path, begin: int) -> str:
     """The end of a message: what the log says from the byte `begin` on, the first error in it and its last lines."""
     with log.open("rb") as file:
         file.seek(begin)
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        text = file.read().decode(errors="replace")
+    lines = [line for line in text.splitlines() if line.strip() and not NOISE.match(line)]
     if not lines:
         return f"; {log} has nothing of it"
     cause = next((line for line in lines if CAUSE.search(line)), None)

@@ -82,7 +82,12 @@ def arguments(served: ServedModel, directory: Path, serving: VLLMServing, infra:
     return [
         *("--model", str(directory), "--tokenizer", str(directory), "--served-model-name", served.name),
         *("--host", serving.host, "--port", str(port)),
-        *("--dtype", DTYPES[served.precision], "--max-model-len", str(served.context_tokens)),
+        *(
+            "--dtype",
+            DTYPES[served.precision] if served.form == "trained" else "auto",
+            "--max-model-len",
+            str(served.context_tokens),
+        ),
         *(("--chat-template", str(template)) if template else ()),
         # Nothing of the directory's generation_config.json but its end tokens: sampling is what the request says.
         *("--generation-config", "vllm", "--seed", str(serving.seed)),

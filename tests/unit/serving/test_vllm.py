@@ -83,8 +83,7 @@ def test_everything_follows_from_the_record_and_the_config(directory):
     ("record", "overrides", "changed"),
     [
         ({"precision": "bf16"}, (), {"--dtype": ["bfloat16"]}),
-        ({"form": "safetensors_int8", "precision": "bf16"}, ("serving.form=safetensors_int8",),
-         {"--dtype": ["bfloat16"]}),
+        ({"form": "safetensors_int8"}, ("serving.form=safetensors_int8",), {"--dtype": ["auto"]}),
         ({}, ("infra.ranks=2",), {"--tensor-parallel-size": ["2"]}),
         ({}, ("infra=local_gpu",),
          {"--kv-cache-memory-bytes": None, "--gpu-memory-utilization": ["0.9"], "--enforce-eager": None}),
