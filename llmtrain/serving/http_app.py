@@ -26,13 +26,16 @@ class Server(LitServer):
 
     def __init__(self, api: EngineAPI, spec: OpenAISpec, accelerator: str, pipe: Pipe, queue: Any) -> None:
         super().__init__(
-            api, accelerator=accelerator, devices=1, timeout=False, disable_openapi_url=True, middlewares=[Counted]
+            api,
+            accelerator=accelerator,
+            devices=1,
+            timeout=False,
+            disable_openapi_url=True,
+            middlewares=[(Counted, {"spec": spec})],
         )
         self._transport = pipe
         self.workers_setup_status: dict[str, str] = {}
         self.litapi_request_queues[api.api_path] = queue
-        self._spec = spec
-        self.app.state.spec = spec
         self.app.add_exception_handler(Refused, refused)
         self.app.add_exception_handler(HTTPException, http_exception)
         self.app.add_exception_handler(ClientDisconnect, client_gone)
@@ -50,8 +53,8 @@ class Server(LitServer):
 class Counted:
     """ASGI middleware: requests by endpoint and status."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, spec: OpenAISpec) -> None:
+        self._app, self._spec = app, spec
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,8 +73,7 @@ class Counted:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             raise
         finally:
-            metrics = scope["app"].state.spec.flights.metrics
-            metrics.requests.labels(endpoint_of(scope["path"]), str(int(status))).inc()
+            self._spec.flights.metrics.requests.labels(endpoint_of(scope["path"]), str(int(status))).inc()
 
 
 def refused(request: Request, error: Exception) -> Response:

@@ -51,7 +51,7 @@ class Refused(Exception):
 
 
 def json_response(content: object, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None) -> Response:
-    """JSON as it is, without escapes; Starlette's own cannot say a number that is none, nor can ours."""
+    """An answer of `as_json`, which leaves other alphabets readable."""
     return Response(as_json(content), status, headers, media_type="application/json")
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from http import HTTPStatus
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -86,14 +87,16 @@ class Pipe(MessageTransport):
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
         assert self._receiving is not None, "only the server's end is read"
-        try:
+        with suppress(RuntimeError):  # the server's own end: its loop is closed
             while True:
-                message = self._receiving.recv()
+                message: FromEngine | None
+                try:
+                    message = self._receiving.recv()
+                except (EOFError, OSError):  # OSError: it ended in the middle of a message
+                    message = None
                 loop.call_soon_threadsafe(self._arrived.put_nowait, message)
-        except (EOFError, OSError):  # OSError: it ended in the middle of a message
-            loop.call_soon_threadsafe(self._arrived.put_nowait, None)
-        except RuntimeError:  # the server's own end: its loop is closed
-            return
+                if message is None:
+                    return
 
 
 class EngineAPI(LitAPI):

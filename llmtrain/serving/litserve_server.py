@@ -118,6 +118,8 @@ class Endpoint:
             await answering
             self._track(self._flights.metrics.figures())
             await asyncio.to_thread(self._end_engine)
+            await first_of(hearing, timeout=LAST_ANSWERS_S)
+            hearing.cancel()
             await asyncio.gather(hearing, tracking, return_exceptions=True)
 
     async def _life(self, hearing: asyncio.Task[None], url: str) -> int:

@@ -80,9 +80,11 @@ class OpenAISpec(LitSpec):
         return await self._generate("completion", request)
 
     async def models(self, request: Request) -> Response:
+        self.flights.check_open()
         return json_response({"object": "list", "data": [self._card]})
 
     async def model(self, request: Request) -> Response:
+        self.flights.check_open()
         if (name := request.path_params["name"]) != self._served.name:
             message = f"there is no model '{name}' here; '{self._served.name}' is served"
             raise Refused(HTTPStatus.NOT_FOUND, message, param="model", code="model_not_found")

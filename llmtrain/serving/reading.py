@@ -28,7 +28,7 @@ MOST_SEQUENCES = 256
 class Prompt:
     ids: tuple[int, ...]
     text: str
-    """As it was given, or as its ids are decoded; empty in a chat, which never shows it."""
+    """As it was given, or as its ids are decoded; empty where only ids are there and no echo was asked for."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,15 @@ class Reader:
 
     def _completion(self, request: CompletionRequest) -> Asked:
         self._check_model(request.model)
-        prompts = tuple(map(self._prompt, several(request.prompt)))
+        prompts = tuple(self._prompt(prompt, request.echo) for prompt in several(request.prompt))
         return self._jobs(
             "completion", request, prompts, ("max_tokens", request.max_tokens), request.logprobs, echo=request.echo
         )
 
-    def _prompt(self, given: str | tuple[int, ...]) -> Prompt:
+    def _prompt(self, given: str | tuple[int, ...], echo: bool) -> Prompt:
         if not isinstance(given, str):
             self._check_ids("prompt", given)
-            return Prompt(given, decode_text(self.tokenizer, given))
+            return Prompt(given, decode_text(self.tokenizer, given) if echo else "")
         ids = self._text_ids(given, add_special_tokens=True)  # as the tokenizer itself does
         if not ids:
             raise bad(f"the tokenizer makes no token of the prompt {given[:40]!r}", "prompt")
