@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
 from omegaconf import OmegaConf
 
-from llmtrain.artifacts import Record
+from llmtrain.artifacts import OptimisedModel, Record, ServedModel
 from llmtrain.config.frozen import FrozenRun
 from llmtrain.config.json_schema import conf_schemas
 from llmtrain.config.options import conf_directory
@@ -27,7 +27,18 @@ SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 SOMETIMES = {"plan/kernels-*.json"}
 """A busy machine's timings are not kept."""
 OF_ENGINES = {"*/*/starts.jsonl", "*/*/log.txt", "log-*.txt"}
-RECORDS = [*Record.__subclasses__(), FrozenRun, Samples, Margins, Processes, Vitals, Prediction, PlanVsActual]
+SERVED = [OptimisedModel, ServedModel]
+"""Written where a model is optimised or served: tests/e2e/test_litserve.py."""
+RECORDS = [
+    *(one for one in Record.__subclasses__() if one not in SERVED),
+    FrozenRun,
+    Samples,
+    Margins,
+    Processes,
+    Vitals,
+    Prediction,
+    PlanVsActual,
+]
 LAUNCHED = [Sweep, Start]
 """Written where runs are submitted and by what an engine starts: tests/e2e/test_detached.py."""
 WRITTEN_BY_HAND = {"MetricsRow", "JournalEvent"}
@@ -51,7 +62,7 @@ def test_schema_of_a_group_is_up_to_date(name: str):
     assert stored(f"conf/{name}") == conf_schemas()[name], "run scripts/schemas"
 
 
-@pytest.mark.parametrize("record", [*RECORDS, *LAUNCHED])
+@pytest.mark.parametrize("record", [*RECORDS, *LAUNCHED, *SERVED])
 def test_schema_of_a_record_is_up_to_date(record: type[Record]):
     assert stored(f"records/{record.__name__}") == record.model_json_schema(), "run scripts/schemas"
 
@@ -59,7 +70,7 @@ def test_schema_of_a_record_is_up_to_date(record: type[Record]):
 def test_there_is_no_schema_of_something_that_is_gone():
     assert {path.stem for path in SCHEMAS.glob("conf/*")} == conf_schemas().keys()
     assert {path.stem for path in SCHEMAS.glob("records/*")} == {
-        record.__name__ for record in [*RECORDS, *LAUNCHED]
+        record.__name__ for record in [*RECORDS, *LAUNCHED, *SERVED]
     } | WRITTEN_BY_HAND
 
 
@@ -169,7 +180,9 @@ def test_runs_write_the_files_that_are_listed_and_no_others(runs: Runs):
     written = {path for path in outputs.rglob("*") if path.is_file()}
     listed = {place: set(outputs.glob(place)) for place, _ in listed_files()}
     missing = {place for place, found in listed.items() if not found}
-    missing = {place for place in missing if not place.startswith(("sweeps/", "local-", "llmtrain-"))}
+    missing = {
+        place for place in missing if not place.startswith(("sweeps/", "local-", "llmtrain-", "serving/", "optimised/"))
+    }
     assert missing <= SOMETIMES | OF_ENGINES
     assert written - set.union(*listed.values()) == set()
 
