@@ -31,7 +31,7 @@ ENDS_WITH_ITS_PARENT = 'exec 3<&0 </dev/null; (read x <&3; kill -KILL -$$) & exe
 sees the end of the pipe and kills the group. `exec` keeps the pid."""
 NOISE = re.compile(r"nanobind: | - (leaked|\.\.\. skipped)")
 """What libraries of vLLM print at every end."""
-CAUSE = re.compile(r"(\w+(?:Error|Exception)): .")
+CAUSE = re.compile(r"(^|\s)[\w.]*(Error|Exception): \S")
 
 
 @dataclass(frozen=True)

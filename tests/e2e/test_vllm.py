@@ -350,8 +350,9 @@ def under_load(engine: Engine, number: int) -> tuple[list[threading.Thread], lis
         try:
             with Client(engine.url, "tiny") as client:
                 for piece in client.stream_complete("def", LONG, token_ids=True):
-                    texts += list(map(str, piece.token_ids or ()))
-                    begun.release() if len(texts) == 1 else None
+                    if not texts:
+                        begun.release()
+                    texts += list(map(str, piece.token_ids or ()))  # the first piece has one at least
             came.append(texts)
         except LLMTrainError as error:
             came.append(error)

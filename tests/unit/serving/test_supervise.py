@@ -25,7 +25,9 @@ port, draining, mode = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 grandchild = subprocess.Popen(["sleep", "600"])
 print("grandchild", grandchild.pid, flush=True)
 if mode == "dies":
-    print("ValueError: no such dtype", flush=True)
+    print("(Server pid=1) WARNING this can cause errors like `OSError: [Errno 24] Too many open files`", flush=True)
+    print("(Server pid=1) ERROR 11-28 a.b.ValueError: no such dtype", flush=True)
+    print("RuntimeError: initialization failed", flush=True)
     print("\\n".join(f"line {number}" for number in range(40)), flush=True)
     sys.exit(7)
 in_flight = 0
@@ -220,7 +222,7 @@ def test_death_at_the_start_shows_the_first_error_and_the_last_lines(start):
     assert engine.ends() == 3
     text = "\n".join(engine.said)
     assert "the engine ended with exit code 7 before it was ready" in text
-    assert "first error: ValueError: no such dtype" in text
+    assert "first error: (Server pid=1) ERROR 11-28 a.b.ValueError: no such dtype" in text
     assert engine.said[-15:] == [f"  line {number}" for number in range(25, 40)]
     assert engine.leaves_nothing()  # it had ended before its child
 
