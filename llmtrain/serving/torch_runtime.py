@@ -123,12 +123,13 @@ class TorchRuntime:
         before = self._slots.lengths[: len(rows)].copy()
         lengths = torch.from_numpy(before).to(self._device)
         longest = int(before.max()) + 1
+        equal = bool(before.min() == before.max())
         mask = None
-        if before.min() < before.max():
+        if not equal:
             unseen = torch.arange(longest, device=self._device) > lengths[:, None]
             mask = torch.zeros(unseen.shape, dtype=self._dtype, device=self._device).masked_fill_(unseen, -math.inf)
             mask = mask[:, None, None]
-        self._cache.at_front(len(rows), lengths, longest)
+        self._cache.at_front(lengths, longest, equal=equal)
         ids_2d, wanted = torch.from_numpy(in_order)[:, None], torch.tensor([0])
         logits = self._forward(ids_2d, lengths[:, None], wanted, attention_mask=mask)[:, 0]
         self._slots.lengths[rows] += 1

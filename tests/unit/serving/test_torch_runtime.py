@@ -93,6 +93,17 @@ def test_sequences_of_different_lengths_are_stepped_together_as_each_alone(direc
             assert np.abs(row - reference(directory, sequences[slot])[-1]).max() <= MOST
 
 
+def test_sequences_of_equal_lengths_are_stepped_together_as_each_alone(directory: Path, runtime: TorchRuntime):
+    sequences = {3: ids_of(64, 1), 1: ids_of(64, 2)}
+    for slot, ids in sequences.items():
+        runtime.feed(slot, ids, "none")
+    for new in ([5, 6], [7, 8]):
+        found = logprobs(runtime.step([1, 3], new))
+        for row, slot, token in zip(found, [1, 3], new, strict=True):
+            sequences[slot].append(token)
+            assert np.abs(row - reference(directory, sequences[slot])[-1]).max() <= MOST
+
+
 def test_greedy_tokens_are_those_of_generate(directory: Path, runtime: TorchRuntime):
     prompts = {slot: ids_of(length, slot) for slot, length in enumerate((5, 40, 17, 1))}
     written = {slot: [int(runtime.feed(slot, ids, "last").argmax())] for slot, ids in prompts.items()}
