@@ -32,7 +32,7 @@ from llmtrain.config.compose import Composer
 from llmtrain.config.serve import ServeConfig
 from llmtrain.config.serving import VLLMServing
 from llmtrain.serving.served import served_model
-from llmtrain.serving.vllm import MODULE, arguments, environment, free_port, interpreter
+from llmtrain.serving.vllm import MODULE, arguments, environment, interpreter, port_on
 
 ROOT = Path(__file__).parents[1]
 GUARDED = ("--middleware",)
@@ -112,7 +112,7 @@ def bare(config: ServeConfig, place: Path) -> Iterator[tuple[int, float]]:
     serving = config.serving
     assert isinstance(serving, VLLMServing)
     served, directory = served_model(config)
-    port = free_port("127.0.0.1")
+    port = port_on("127.0.0.1", 0)
     given = arguments(served, directory, serving, config.infra, port)
     for option in GUARDED:
         where = given.index(option)

@@ -48,12 +48,12 @@ def serve_vllm(
 
     Returns 0 where all requests were answered, 75 where some were still under way after `serving.drain_seconds` or a
     second signal came. `track` is told the counters once a minute and at the end. vLLM's own output goes to `vllm.log`
-    in the endpoint's directory. For the main thread, which signals go to. Raises UserError where vLLM is not installed
-    or does not fit the config, IntegrityError where the chat template is not the recorded one, and EngineFailed where
-    vLLM ends by itself or is not ready in time.
+    in the endpoint's directory. For the main thread, which signals go to. Raises UserError where vLLM is not installed,
+    does not fit the config, or its port is taken, IntegrityError where the chat template is not the recorded one, and
+    EngineFailed where vLLM ends by itself or is not ready in time.
     """
     python = interpreter(serving)
-    port = serving.port or free_port(serving.host)
+    port = port_on(serving.host, serving.port)
     with tempfile.TemporaryDirectory(prefix="llmtrain-vllm-") as name:
         private = Path(name)
         (private / f"{GUARD}.py").symlink_to(Path(vllm_guard.__file__).resolve())
@@ -170,13 +170,21 @@ def figures(text: str) -> dict[str, float]:
     return found
 
 
-def free_port(host: str) -> int:
-    """A port that is free now on that address; another process may still be quicker."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def port_on(host: str, wanted: int) -> int:
+    """`wanted`, or a free one for 0; another process may still be quicker to take it.
+
+    Raises UserError where the address cannot be had.
+    """
+    try:
+        family = socket.getaddrinfo(host, wanted, type=socket.SOCK_STREAM)[0][0]
+        with socket.create_server((host, wanted), family=family) as listener:
+            port: int = listener.getsockname()[1]
+            return port
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}:{wanted} ({error.strerror or error}); set serving.port=0 for a free port, or "
+            f"stop what listens there"
+        ) from error
 
 
 def _draining(private: Path) -> Path:

@@ -16,7 +16,7 @@ from llmtrain.config.serve import ServeConfig
 from llmtrain.config.serving import VLLMServing
 from llmtrain.errors import IntegrityError, UserError
 from llmtrain.serving import vllm
-from llmtrain.serving.vllm import arguments, environment, figures, free_port, interpreter
+from llmtrain.serving.vllm import arguments, environment, figures, interpreter, port_on
 from llmtrain.serving.vllm_guard import SETTINGS
 
 TEMPLATE = "{{ messages[0].content }}"
@@ -194,10 +194,12 @@ def test_a_named_interpreter_without_vllm_is_refused(python):
         interpreter(config(f"serving.python={python}")[0])
 
 
-def test_a_free_port_can_be_listened_on():
-    port = free_port("127.0.0.1")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", port))
+def test_a_port_is_free_or_refused():
+    port = port_on("127.0.0.1", 0)
+    refused = pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1:{port} .*set serving\.port=0")
+    with socket.create_server(("127.0.0.1", port)), refused:
+        port_on("127.0.0.1", port)
+    assert port_on("127.0.0.1", port) == port
 
 
 def test_the_tracker_is_told_totals_and_means():
