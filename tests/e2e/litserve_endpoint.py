@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,7 @@ LONGEST_WAIT_S = 60.0
 @dataclass
 class Endpoint:
     process: subprocess.Popen[str]
-    url: str = ""
-    said: list[str] = field(default_factory=list)
+    url: str
 
     @property
     def address(self) -> tuple[str, int]:
@@ -87,20 +86,6 @@ def make_model(directory: Path) -> Path:
 @contextmanager
 def serving(repository: Path, model: Path, outputs: Path, *overrides: str) -> Iterator[Endpoint]:
     """A ready endpoint, whose processes are gone after the block."""
-    with begun(repository, model, outputs, *overrides) as endpoint:
-        assert endpoint.process.stdout is not None
-        for line in endpoint.process.stdout:
-            endpoint.said.append(line.rstrip())
-            if " is ready: " in line:
-                endpoint.url = line.split()[-1].removesuffix("/v1")
-                break
-        assert endpoint.url, "\n".join(endpoint.said)
-        yield endpoint
-
-
-@contextmanager
-def begun(repository: Path, model: Path, outputs: Path, *overrides: str) -> Iterator[Endpoint]:
-    """An endpoint that may never be ready."""
     fixed = ("serving=litserve", "serving.port=0", "infra.threads=1", "tracking=none")
     process = subprocess.Popen(
         [sys.executable, str(repository / "serve.py"), f"run={model}", f"outputs_dir={outputs}", *fixed, *overrides],
@@ -109,12 +94,16 @@ def begun(repository: Path, model: Path, outputs: Path, *overrides: str) -> Iter
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    assert process.stdout is not None
     try:
-        yield Endpoint(process)
+        said = [line := process.stdout.readline()]
+        while line and " is ready: " not in line:
+            said.append(line := process.stdout.readline())
+        assert line, "".join(said)
+        yield Endpoint(process, line.split()[-1].removesuffix("/v1"))
     finally:
         process.kill()  # the engine ends with it
         process.wait()
-        assert process.stdout is not None
         process.stdout.close()
 
 

@@ -20,9 +20,12 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from llmtrain.client.client import Client, Sampling
 from llmtrain.client.protocol import ChatRequest, CompletionRequest, DetokenizeRequest
-from llmtrain.errors import EngineUnavailable, RequestRefused
+from llmtrain.config.compose import Composer
+from llmtrain.config.serve import ServeConfig
+from llmtrain.errors import EngineFailed, EngineUnavailable, RequestRefused
+from llmtrain.serving.run import serve
 from tests.e2e.conftest import shell
-from tests.e2e.litserve_endpoint import CONTEXT_TOKENS, Endpoint, begun, ends, make_model, serving
+from tests.e2e.litserve_endpoint import CONTEXT_TOKENS, Endpoint, ends, make_model, serving
 
 MAX_SEQUENCES, MAX_WAITING = 4, 40
 CHAT = "/v1/chat/completions"
@@ -512,18 +515,16 @@ def test_a_second_signal_cuts_short(repository: Path, model_directory: Path, tmp
         assert endpoint.process.wait(60) == 75
 
 
-def test_models_that_do_not_load_are_said_in_one_message(
-    repository: Path, model_directory: Path, tmp_path: Path
-) -> None:
+def test_models_that_do_not_load_are_said_in_one_message(model_directory: Path, tmp_path: Path) -> None:
     (broken := tmp_path / "broken").mkdir()
     for path in model_directory.iterdir():
         content = path.read_bytes()
         (broken / path.name).write_bytes(content[:2000] if path.suffix == ".safetensors" else content)
-    with begun(repository, broken, tmp_path) as endpoint:
-        said = endpoint.process.communicate(timeout=60)[0]
-        assert endpoint.process.returncode == 3, said
-        assert "Traceback" not in said
-        assert "broken is not loaded: SafetensorError" in said.splitlines()[-1]
+    settings = ["serving=litserve", "serving.port=0", "infra.threads=1", "tracking=none"]
+    composer = Composer((), "serve", root=ServeConfig)
+    config = composer.check([f"run={broken}", f"outputs_dir={tmp_path}", *settings]).good()
+    with pytest.raises(EngineFailed, match=r"broken is not loaded: SafetensorError: .*litserve\.log says where"):
+        serve(config, say=lambda line: None)
 
 
 def test_refusals_of_the_client_name_the_field(client: Client) -> None:
