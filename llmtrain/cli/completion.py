@@ -72,7 +72,7 @@ def candidates(line: str) -> list[str]:
     except UsageError:
         return []
     directories = [Path(given["--config-dir"])] if "--config-dir" in given else []
-    name = given.get("--config-name", command if command in ("serve", "optimise") else "train")
+    name = given.get("--config-name", {"serve": "serve", "optimise": "optimisation"}.get(command, "train"))
     return _overrides(word, overrides, directories, name, asks=command == "explain")
 
 

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         parts = [part for one in found for part in (paragraph(one), table(one.inside)) if part]
         print("\n\n".join(parts))
     left_open = {one.key for one in everything if one.value == "???"}  # to ask about it is no mistake
-    if name in ("serve", "optimise") and not any(word.startswith(("version=", "run=")) for word in words):
+    if name in ("serve", "optimisation") and not any(word.startswith(("version=", "run=")) for word in words):
         left_open.add("")  # nor that no model is named
     problems += [str(problem) for problem in checked.problems if problem.key not in left_open]
     if problems:

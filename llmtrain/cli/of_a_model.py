@@ -25,7 +25,7 @@ def serve_config(argv: list[str]) -> ServeConfig | None:
 def optimise_config(argv: list[str]) -> OptimiseConfig | None:
     """The config of `optimise`; None where the line asked for text, which is printed. Raises ConfigError."""
     usage = "llmtrain optimise version=NAME@VERSION|run=DIRECTORY [optimise=OPTION] [KEY=VALUE] ..."
-    return _config(argv, OptimiseConfig, "optimise", usage)
+    return _config(argv, OptimiseConfig, "optimisation", usage)
 
 
 def _config(argv: list[str], root: type[Config], name: str, usage: str) -> Config | None:

@@ -6,8 +6,8 @@ from llmtrain.config.base import Settings
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.serve import OptimiseConfig, ServeConfig
 
-ROOTS: dict[str, type[Settings]] = {"train": TrainConfig, "serve": ServeConfig, "optimise": OptimiseConfig}
-PROGRAMS = {"train": "python train.py", "serve": "python serve.py", "optimise": "llmtrain optimise"}
+ROOTS: dict[str, type[Settings]] = {"train": TrainConfig, "serve": ServeConfig, "optimisation": OptimiseConfig}
+PROGRAMS = {"train": "python train.py", "serve": "python serve.py", "optimisation": "llmtrain optimise"}
 """What people type."""
 
 

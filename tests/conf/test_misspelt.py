@@ -33,7 +33,7 @@ OPTIONS = {group: files for group, files in EVERY_OPTION.items() if group not in
 FILES = {
     path
     for path in CONF.rglob("*.yaml")
-    if path.parent.name not in ELSEWHERE and path.stem not in ("optimise", "serve")
+    if path.parent.name not in ELSEWHERE and path.stem not in ("optimisation", "serve")
 }
 WAYS = ("dropped", "doubled", "swapped", "replaced")
 SETTINGS = list(settings())
@@ -141,7 +141,7 @@ def test_keys_on_the_command_line(composer: Composer):
     score.assert_good(at_least=250)
 
 
-@pytest.mark.parametrize("name", ["serve", "optimise"])
+@pytest.mark.parametrize("name", ["serve", "optimisation"])
 def test_keys_of_the_commands_about_a_model(name: str):
     score = Score()
     judge_keys(score, Composer((), name, files_stay=True, root=ROOTS[name]), seed=0, together=True)

@@ -35,9 +35,17 @@ SIZES = {
 
 def settings(option: str, *overrides: str) -> Optimise:
     """`optimise=option` with little to measure."""
-    few = ["documents=6", "document_tokens=64", "prompt_tokens=16", "new_tokens=4", "rounds=1", "batch_sizes=[1,2]"]
+    few = [
+        "documents=6",
+        "block_size=32",
+        "document_tokens=64",
+        "prompt_tokens=16",
+        "new_tokens=4",
+        "rounds=1",
+        "batch_sizes=[1,2]",
+    ]
     words = [f"optimise={option}", "run=STAND_IN", *(f"optimise.{word}" for word in [*few, *overrides])]
-    return Composer((), "optimise", root=OptimiseConfig).check(words).good().optimise
+    return Composer((), "optimisation", root=OptimiseConfig).check(words).good().optimise
 
 
 def save(model: PreTrainedModel, directory: Path) -> Path:
