@@ -21,7 +21,7 @@ from pathlib import Path
 from peers import save, table
 from vllm import Seen, load, row, stream, supervised  # bench/vllm.py
 
-from llmtrain.serving.vllm import free_port
+from llmtrain.serving.litserve_server import closing_socket
 
 PEER = Path(__file__).with_name("fastapi_peer.py")
 WARM_UP = {"model": "bench", "prompt": [5, 6], "max_tokens": 1, "stream": True}
@@ -30,7 +30,8 @@ WARM_UP = {"model": "bench", "prompt": [5, 6], "max_tokens": 1, "stream": True}
 @contextmanager
 def fastapi_loop(model: Path, threads: int, place: Path) -> Iterator[int]:
     """Its port, once it answers."""
-    port = free_port("127.0.0.1")
+    with closing_socket("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
     with (place / "peer.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, str(PEER), str(model), str(port), str(threads)], stdout=log, stderr=log
@@ -83,13 +84,15 @@ def main() -> None:
                 supervised([*fixed, "serving=litserve", most], place) as (our_port, _),
                 fastapi_loop(chosen.model, chosen.threads, place) as their_port,
             ):
-                for number in range(chosen.rounds + 1):
+                for port in (our_port, their_port):  # warms up
+                    asyncio.run(load(port, chosen, min(seen), 0))
+                for number in range(1, chosen.rounds + 1):
                     for concurrent, (ours, theirs) in seen.items():
                         turns = [(our_port, ours), (their_port, theirs)]
                         for port, found in turns if number % 2 else reversed(turns):
-                            one = asyncio.run(load(port, chosen, concurrent, number))
-                            if number:  # the first round warms up
-                                found.append(one)
+                            found.append(asyncio.run(load(port, chosen, concurrent, number)))
+                        shown = f"{ours[-1].requests_per_second:.3f} / {theirs[-1].requests_per_second:.3f} requests/s"
+                        print(f"  round {number}, {concurrent} at once: {shown}", file=sys.stderr, flush=True)
             head = ["concurrent", "requests/s, ours / loop", "ratio (range)", "first token, ms", "between tokens, ms"]
             print(table([head, *(row(concurrent, *both) for concurrent, both in seen.items())]))
             results |= {
