@@ -26,8 +26,7 @@ class Tracked:
 
     def __init__(self, served: ServedModel, place: Path, tracking: Tracking, outputs: Path, engine: str) -> None:
         self._served, self._tracking, self._outputs, self._engine = served, tracking, outputs, engine
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        self.directory = place / f"{stamp}-{time.monotonic_ns() % 1000:03}"
+        self.directory = place / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         self.directory.mkdir(parents=True)
         self._began = time.monotonic()
         self._waiting: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
