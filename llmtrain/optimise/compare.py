@@ -96,6 +96,11 @@ def figures(parties: Mapping[str, Party], sizes: Sequence[int]) -> dict[str, flo
     return found
 
 
+def decisive(config: Optimising) -> str:
+    """The name of the speed that must be higher."""
+    return f"decode_tokens_per_second_batch_{config.batch_sizes[0]}"
+
+
 def objections(found: Mapping[str, float], config: Optimising) -> list[str]:
     """Why a form with these figures is not worth having; none: it is."""
     reasons = []
@@ -111,7 +116,7 @@ def objections(found: Mapping[str, float], config: Optimising) -> list[str]:
             f"{found['top1_agreement_low']:.1%} to {found['top1_agreement_high']:.1%}), and optimise.least_agreement "
             f"asks for {config.least_agreement:.1%}"
         )
-    key = f"decode_tokens_per_second_batch_{config.batch_sizes[0]}"
+    key = decisive(config)
     best = max(found[f"{name}/{key}"] for name in (FP32, BF16) if f"{name}/{key}" in found)
     smallest = found[f"{FP32}/weights_bytes"]
     if found[key] <= best and found["weights_bytes"] >= smallest:

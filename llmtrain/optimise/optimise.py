@@ -39,19 +39,20 @@ def optimise(
 ) -> OptimisedModel:
     """The model of `source` in the form that `config` says, under `outputs/optimised/<12 digits>/<form>`.
 
-    `parents` holds the record of the source, where it has one; `threads` null: every core that the process may use. A
-    form that is there with the same settings is judged by what was measured then. One writer per form: callers that may
-    race hold a lock. Raises NotBetter where the form is not worth having here: then nothing is left of it but its
-    measurements, `<form>.refused.json`.
+    `parents` holds the record of the source, where it has one; `threads` None: every core that the process may use. A
+    form that is there with the same settings is not made again, but judged by what was measured then. One writer per
+    form: callers that may race hold a lock. Raises NotBetter where the form is not worth having here: of what was just
+    made nothing is left but the measurements, `<form>.refused.json`; what was there before stays.
     """
     threads = threads or len(os.sched_getaffinity(0))
     target = outputs / "optimised" / weights_sha256[:12] / config.form
     settings = _settings(config)
-    if (known := _known(target, weights_sha256, settings)) is not None:
+    known = _known(target, weights_sha256, settings)
+    if known is not None and compare.decisive(config) in known.metrics:
         say(f"{target} is there already, made with the same settings")
         _judge(known.metrics, config, target, say)
         return known
-    context_tokens = int(read_config(source)["max_position_embeddings"])
+    context_tokens = int(read_config(source)["max_position_embeddings"] or config.document_tokens)
     text = pieces(config, load_tokenizer(source), context_tokens, _num_calibration(config))
     with whole_directory(target) as aside:
         _copy_all_but_weights(source, aside)

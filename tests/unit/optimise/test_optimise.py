@@ -95,7 +95,8 @@ def without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_damaged_file_is_made_anew(int8: OptimisedModel, make: Made, outputs: Path):
     (outputs / int8.path / "model.onnx.data").write_bytes(b"damaged")
     record, said = make(settings("onnx_int8", *ANYTHING))
-    assert record.files == int8.files | {"optimised.png": record.files["optimised.png"]}
+    assert record.files.keys() == int8.files.keys()
+    assert record.files["model.onnx.data"] == int8.files["model.onnx.data"]
     assert len(said) > 1
     assert "torch_bf16/perplexity" not in record.metrics
 
