@@ -46,7 +46,7 @@ class OnnxOptimise(Optimising):
     """Weights of a row that share a scale and a zero (5 bytes, or 4.5): less is finer and larger. It must divide the
     model's widths."""
     head_bits: Annotated[Literal[4, 8], Changes.MATHEMATICS]
-    """Of the embedding and the output layer, which lose most by 4 bits."""
+    """Of the embedding and the output layer, which lose most by 4 bits; at least as many as the other layers have."""
     products: Annotated[Literal["int8", "fp32"], Changes.MATHEMATICS]
     """What products are computed in: `int8` rounds the inputs of each layer to 8 bits as well, block by block, which is
     faster wherever the CPU multiplies such integers."""

@@ -27,7 +27,7 @@ def export(
     """
     rounded: Mapping[str, gptq.Blocks] = {}
     bits = {"onnx_fp32": None, "onnx_int8": 8, "onnx_int4": 4}[config.form]
-    with TemporaryDirectory(dir=target.parent) as made:
+    with TemporaryDirectory(dir=target) as made:
         say("exporting to ONNX")
         _build(source, Path(made))
         graph = onnx.load(str(Path(made) / onnx_graph.FILE))
