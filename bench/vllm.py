@@ -2,8 +2,10 @@
 
 Two servers with equal arguments stand side by side, one bare, one under `python serve.py serving=vllm` with its guard,
 and answer in turn the same streams: so many at once, one after another in each. Requests a second, time to the first
-token and between tokens; medians over rounds, ratios of each round. Aim: at least 0.97 of the bare server's requests a
-second at each number, and 5 % or 1 ms more to the first token. `--start` times start to first token too.
+token and between tokens, and the CPU time of the API server's process, where the guard is; medians over rounds, ratios
+of each round. Aim: at least 0.97 of the bare server's requests a second at each number. `--guard` times the guard alone
+around an application that does nothing, without vLLM: what a busy machine disturbs least. `--start` adds start to first
+token.
 
 On a GPU: --infra local_gpu --concurrent 500 --requests 500 --prompt-tokens 512 --tokens 128 with Qwen3-0.6B in bf16 is
 the published 94.9 requests a second on one H100.
@@ -27,10 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from peers import save, table
+from prometheus_client import CollectorRegistry
 
 from llmtrain.config.compose import Composer
 from llmtrain.config.serve import ServeConfig
 from llmtrain.config.serving import VLLMServing
+from llmtrain.serving import vllm_guard
 from llmtrain.serving.served import served_model
 from llmtrain.serving.vllm import MODULE, arguments, environment, interpreter, port_on
 
@@ -47,6 +51,8 @@ class Seen:
     first_token_ms: float
     """Median over requests."""
     between_tokens_ms: float
+    cpu_ms_per_request: float
+    """Of the API server's process: HTTP, tokenizer, guard; not of the engine."""
 
 
 async def stream(port: int, body: dict[str, Any]) -> list[float]:
@@ -66,7 +72,20 @@ async def stream(port: int, body: dict[str, Any]) -> list[float]:
     return times
 
 
-async def load(port: int, chosen: argparse.Namespace, concurrent: int, number: int) -> Seen:
+@dataclass(frozen=True)
+class Server:
+    port: int
+    pid: int
+    """Of the API server."""
+    start_s: float
+    """To the first token."""
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def load(server: Server, chosen: argparse.Namespace, concurrent: int, number: int) -> Seen:
     """`requests` streams, `concurrent` at a time, prompts of random ids that no cache knows."""
     draw = random.Random(f"{number} {concurrent}")
     waiting = [
@@ -80,19 +99,19 @@ async def load(port: int, chosen: argparse.Namespace, concurrent: int, number: i
 
     async def one_after_another() -> None:
         while waiting:
-            times.append(await stream(port, waiting.pop()))
+            times.append(await stream(server.port, waiting.pop()))
 
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), server.cpu_seconds()
     await asyncio.gather(*(one_after_another() for _ in range(concurrent)))
-    seconds = time.perf_counter() - begin
+    seconds, cpu = time.perf_counter() - begin, server.cpu_seconds() - cpu
     first = [found[1] - found[0] for found in times]
     between = [(found[-1] - found[1]) / max(len(found) - 2, 1) for found in times]
-    return Seen(count / seconds, 1000 * statistics.median(first), 1000 * statistics.median(between))
+    return Seen(count / seconds, 1000 * statistics.median(first), 1000 * statistics.median(between), 1000 * cpu / count)
 
 
 @contextmanager
-def supervised(overrides: Sequence[str], place: Path) -> Iterator[tuple[int, float]]:
-    """The port of `serve.py`, and the seconds until it was ready."""
+def supervised(overrides: Sequence[str], place: Path) -> Iterator[Server]:
+    """`serve.py`, ready."""
     begin = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "serve.py"), *overrides], cwd=place, stdout=subprocess.PIPE, text=True
@@ -100,15 +119,16 @@ def supervised(overrides: Sequence[str], place: Path) -> Iterator[tuple[int, flo
     try:
         line = next((line for line in process.stdout or () if "is ready" in line), None)
         assert line is not None, f"{process.wait()}: see {place}"
-        yield int(line.rpartition(":")[2].partition("/")[0]), time.perf_counter() - begin
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        yield Server(int(line.rpartition(":")[2].partition("/")[0]), int(child), time.perf_counter() - begin)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
 
 
 @contextmanager
-def bare(config: ServeConfig, place: Path) -> Iterator[tuple[int, float]]:
-    """The port of vLLM without us, and the seconds until its first token."""
+def bare(config: ServeConfig, place: Path) -> Iterator[Server]:
+    """vLLM without us, after its first token."""
     serving = config.serving
     assert isinstance(serving, VLLMServing)
     served, directory = served_model(config)
@@ -132,10 +152,47 @@ def bare(config: ServeConfig, place: Path) -> Iterator[tuple[int, float]]:
             except (OSError, AssertionError):
                 assert process.poll() is None, (place / "bare.log").read_text()[-3000:]
                 time.sleep(0.1)
-        yield port, time.perf_counter() - begin
+        yield Server(port, process.pid, time.perf_counter() - begin)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def guard_alone(tokens: int) -> float:
+    """Microseconds of CPU that the guard adds to a streamed request of 512 ids and so many tokens."""
+    settings = {"model": "m", "draining": "/absent", "max_body_bytes": 2**20, "max_in_flight": 1,
+                "default_max_tokens": 1, "progress_seconds": 1}  # fmt: skip
+    os.environ[vllm_guard.SETTINGS] = json.dumps(settings)
+    choice = {"index": 0, "text": "ab", "logprobs": None, "finish_reason": None, "token_ids": None}
+    answer = {"id": "cmpl-b4180cc63c6f4c30", "object": "text_completion", "created": 1, "choices": [choice]}
+    piece = b"data: " + json.dumps(answer, separators=(",", ":")).encode() + b"\n\n"
+    head = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+    body = json.dumps({"model": "m", "prompt": list(range(512)), "max_tokens": tokens, "stream": True}).encode()
+
+    async def nothing(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(head)
+        for _ in range(tokens):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        pass
+
+    async def cpu_us(app: Any) -> float:
+        begin = time.process_time()
+        for _ in range(300):
+            await app({"type": "http", "method": "POST", "path": "/v1/completions"}, receive, send)
+        return 1e6 * (time.process_time() - begin) / 300
+
+    async def rounds() -> float:
+        guard = vllm_guard.Guard(nothing, CollectorRegistry())
+        return statistics.median([await cpu_us(guard) - await cpu_us(nothing) for _ in range(9)])
+
+    return asyncio.run(rounds())
 
 
 def row(concurrent: int, ours: list[Seen], theirs: list[Seen]) -> list[str]:
@@ -144,12 +201,13 @@ def row(concurrent: int, ours: list[Seen], theirs: list[Seen]) -> list[str]:
 
     ratios = [our.requests_per_second / their.requests_per_second for our, their in zip(ours, theirs, strict=True)]
     spread = f"**{statistics.median(ratios):.3f}** ({min(ratios):.3f} to {max(ratios):.3f})"
-    return [str(concurrent), both("requests_per_second"), spread, both("first_token_ms"), both("between_tokens_ms")]
+    return [str(concurrent), both("requests_per_second"), spread, both("first_token_ms"), both("between_tokens_ms"),
+            both("cpu_ms_per_request")]  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--infra", default="local_cpu")
     parser.add_argument("--concurrent", type=int, nargs="+", default=[1, 8, 32])
@@ -158,8 +216,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--start", action="store_true", help="say start to first token too")
+    parser.add_argument("--guard", action="store_true", help="the guard alone, and nothing else")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of serve.py")
     chosen = parser.parse_intermixed_args()
+    if chosen.guard:
+        one, many = guard_alone(1), guard_alone(1001)
+        print(f"the guard adds {one:.0f} us of CPU to a request and {(many - one) / 1000:.2f} us to each of its tokens")
+        return
+    if chosen.model is None:
+        parser.error("name a model's directory, or --guard")
     chosen.vocabulary = json.loads((chosen.model / "config.json").read_text())["vocab_size"]
     most = max(chosen.concurrent)
     overrides = [
@@ -170,18 +235,19 @@ def main() -> None:
     seen: dict[int, tuple[list[Seen], list[Seen]]] = {concurrent: ([], []) for concurrent in chosen.concurrent}
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        with supervised(overrides, place) as (our_port, our_start), bare(config, place) as (their_port, their_start):
+        with supervised(overrides, place) as our, bare(config, place) as their:
             for number in range(chosen.rounds + 1):
                 for concurrent, (ours, theirs) in seen.items():
-                    turns = [(our_port, ours), (their_port, theirs)]
-                    for port, found in turns if number % 2 else reversed(turns):
-                        one = asyncio.run(load(port, chosen, concurrent, number))
+                    turns = [(our, ours), (their, theirs)]
+                    for server, found in turns if number % 2 else reversed(turns):
+                        one = asyncio.run(load(server, chosen, concurrent, number))
                         if number:  # the first round warms up
                             found.append(one)
-    head = ["concurrent", "requests/s, ours / bare", "ratio (range)", "first token, ms", "between tokens, ms"]
+    head = ["concurrent", "requests/s, ours / bare", "ratio (range)", "first token, ms", "between tokens, ms",
+            "API server, CPU ms a request"]  # fmt: skip
     print(table([head, *(row(concurrent, *both) for concurrent, both in seen.items())]))
     if chosen.start:
-        print(f"start to first token: {our_start:.1f} s under supervision, {their_start:.1f} s bare (not at once)")
+        print(f"start to first token: {our.start_s:.1f} s under supervision, {their.start_s:.1f} s bare (not at once)")
     results = {
         f"vllm {concurrent}": {"ours": [vars(one) for one in ours], "theirs": [vars(one) for one in theirs]}
         for concurrent, (ours, theirs) in seen.items()
