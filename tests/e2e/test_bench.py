@@ -8,14 +8,16 @@ import pytest
 
 from tests.e2e.conftest import shell
 
+pytestmark = pytest.mark.campaign
+
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("command", "cases"),
     [
         ("dpo.py --quick --threads 1", {"dpo tiny-short"}),
-        pytest.param("pretrain.py --quick --threads 1", {"pretrain tiny"}, marks=pytest.mark.campaign),
-        pytest.param("sft.py --quick --threads 1", {"sft tiny"}, marks=pytest.mark.campaign),
+        ("pretrain.py --quick --threads 1", {"pretrain tiny"}),
+        ("sft.py --quick --threads 1", {"sft tiny"}),
     ],
 )
 def test_peers_take_turns_and_agree_on_every_loss(repository: Path, tmp_path: Path, command: str, cases: set[str]):
@@ -29,7 +31,6 @@ def test_peers_take_turns_and_agree_on_every_loss(repository: Path, tmp_path: Pa
         assert case["speed"] > 0
 
 
-@pytest.mark.campaign
 @pytest.mark.timeout(600)
 def test_a_held_out_point_learns_from_the_calibration_runs(repository: Path, tmp_path: Path):
     for _ in range(2):  # the calibration run is not repeated, the point is
@@ -43,7 +44,6 @@ def test_a_held_out_point_learns_from_the_calibration_runs(repository: Path, tmp
     assert (done.returncode, "no held-out point 99" in done.stdout) == (2, True)
 
 
-@pytest.mark.campaign
 @pytest.mark.timeout(300)
 def test_the_scripts_without_a_peer_run(repository: Path, tmp_path: Path):
     for command in ("scaling.py --quick --threads 1", "cuda.py --kinds pretrain sft --dry-run --rounds 1 --steps 1"):
@@ -57,7 +57,6 @@ def test_the_scripts_without_a_peer_run(repository: Path, tmp_path: Path):
     assert found["cuda sft"]["tokens_per_second"] > 0
 
 
-@pytest.mark.campaign
 @pytest.mark.timeout(600)
 def test_a_simulated_cluster_runs_every_point_of_a_search(repository: Path, tmp_path: Path):
     command = f"{sys.executable} {repository}/bench/launch_scale.py --points 40 --grid 2 --json {tmp_path}/found.json"

@@ -282,6 +282,7 @@ def litserve(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             process.kill()
 
 
+@pytest.mark.campaign
 def test_our_litserve_engine_answers_and_stops(litserve: str, browser: Browser):
     with page_on(litserve) as address, Client(litserve) as client:
         page = browser.new_page()

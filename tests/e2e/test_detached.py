@@ -80,6 +80,7 @@ def test_a_detached_sweep_ends_as_in_the_foreground(here: Path):
     assert "registered smoke@" in command(here, "jobs", "logs", "-f", sweep, second["run"])
 
 
+@pytest.mark.campaign
 def test_a_run_is_cancelled_and_goes_on_when_it_is_asked_for_again(here: Path):
     sweep = submit(here, *TINY, LONG)
     run = under_way(here, sweep)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from llmtrain.config.compose import Composer
 from tests.e2e.conftest import Demo, shell
 from tests.unit.diff.conftest import History, history
 
@@ -39,6 +41,12 @@ def test_a_command_of_the_section_then(demo: Demo, command: str):
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+@pytest.mark.parametrize("command", commands("Your own text and preferences"))
+def test_a_command_on_own_data_is_valid(command: str):
+    assert Composer().check(shlex.split(command)[2:]).problems == []
+
+
+@pytest.mark.campaign
 def test_own_text_and_own_preferences(demo: Demo):
     notes = demo.directory / "notes" / "deep"
     notes.mkdir(parents=True)

@@ -250,6 +250,7 @@ def test_a_request_that_no_node_can_serve_is_refused_in_slurms_words(here: Here)
     assert "invalid partition specified: nosuch" in said
 
 
+@pytest.mark.campaign
 def test_two_tasks_of_srun_are_two_ranks(here: Here, beginning: Path):
     sweep = here.submit(*SHORT, *CLUSTER, "infra.ranks=2")
     here.ends(sweep)
