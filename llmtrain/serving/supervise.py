@@ -26,6 +26,8 @@ ASK_S = 2.0
 END_S = 15.0
 """For the child to end by itself after SIGTERM, before it is killed: time to remove its shared memory."""
 LAST_LINES = 15
+LAST_BYTES = 2**20
+"""So much of a log is looked at."""
 ENDS_WITH_ITS_PARENT = 'exec 3<&0 </dev/null; (read x <&3; kill -KILL -$$) & exec 3<&-; exec "$@"'
 """Shell: a bystander in the child's process group reads a pipe that only we write to. However we end, SIGKILL too, it
 sees the end of the pipe and kills the group. `exec` keeps the pid."""
@@ -70,7 +72,7 @@ def supervise(child: Child, say: Callable[[str], None], hear: Callable[[str], No
     itself or is not ready after `start_seconds`. One at a time, in the main thread, which signals go to.
     """
     child.log.parent.mkdir(parents=True, exist_ok=True)
-    with child.log.open("ab") as log, signals() as asked:
+    with child.log.open("ab") as log, Client(child.url, timeout_s=ASK_S) as client, signals() as asked:
         begin = log.seek(0, os.SEEK_END)
         process = subprocess.Popen(
             ["/bin/sh", "-c", ENDS_WITH_ITS_PARENT, "sh", *child.command],
@@ -83,7 +85,7 @@ def supervise(child: Child, say: Callable[[str], None], hear: Callable[[str], No
         try:
             say(f"starting {child.name} (its log: {child.log})")
             start = time.monotonic()
-            while not asked.signals and not is_ready(child):
+            while not asked.signals and not is_ready(client):
                 _still_runs(child, process, begin, "before it was ready")
                 if time.monotonic() - start > child.start_seconds:
                     raise EngineFailed(
@@ -99,10 +101,10 @@ def supervise(child: Child, say: Callable[[str], None], hear: Callable[[str], No
             while not asked.signals:
                 _still_runs(child, process, begin, "while it served")
                 if time.monotonic() - heard > HEAR_S:
-                    hear(metrics(child))
+                    hear(metrics(client))
                     heard = time.monotonic()
                 time.sleep(POLL_S)
-            return _drain(child, process, asked, say, hear)
+            return _drain(child, client, process, asked, say, hear)
         finally:
             end_group(process)
 
@@ -123,16 +125,16 @@ def signals() -> Iterator[Asked]:
             signal.signal(number, handler)
 
 
-def is_ready(child: Child) -> bool:
-    with Client(child.url, timeout_s=ASK_S) as client, suppress(LLMTrainError):
+def is_ready(client: Client) -> bool:
+    with suppress(LLMTrainError):
         client.health()
         return True
     return False
 
 
-def metrics(child: Child) -> str:
+def metrics(client: Client) -> str:
     """What it says of itself, in Prometheus' text format; empty where it does not answer."""
-    with Client(child.url, timeout_s=ASK_S) as client, suppress(LLMTrainError):
+    with suppress(LLMTrainError):
         return client.metrics()
     return ""
 
@@ -158,9 +160,10 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_words(log: Path, begin: int) -> str:
-    """The end of a message: what the log says from the byte `begin` on, the first error in it and its last lines."""
+    """The end of a message: what the log says from the byte `begin` on, the first error in its last MiB and its last
+    lines."""
     with log.open("rb") as file:
-        file.seek(begin)
+        file.seek(max(begin, log.stat().st_size - LAST_BYTES))
         text = file.read().decode(errors="replace")
     lines = [line for line in text.splitlines() if line.strip() and not NOISE.match(line)]
     if not lines:
@@ -180,6 +183,7 @@ def _still_runs(child: Child, process: subprocess.Popen[bytes], begin: int, when
 
 def _drain(
     child: Child,
+    client: Client,
     process: subprocess.Popen[bytes],
     asked: Asked,
     say: Callable[[str], None],
@@ -189,10 +193,10 @@ def _drain(
     child.draining.touch()
     stop = time.monotonic() + child.drain_seconds
     say(f"{child.name} takes no new requests; those under way have {child.drain_seconds:g} s (a second signal: none)")
-    text = metrics(child)
+    text = metrics(client)
     while in_flight(child, text) and time.monotonic() < stop and len(asked.signals) == 1 and process.poll() is None:
         time.sleep(POLL_S)
-        text = metrics(child)
+        text = metrics(client)
     left = in_flight(child, text)
     hear(text)
     process.terminate()

@@ -68,7 +68,7 @@ def serve_vllm(
             start_seconds=serving.start_seconds,
             drain_seconds=serving.drain_seconds,
         )
-        return supervise(child, say, lambda text: track(figures(text)))
+        return supervise(child, say, lambda text: track(figures(text)) if text else None)
 
 
 def arguments(served: ServedModel, directory: Path, serving: VLLMServing, infra: Infra, port: int) -> list[str]:
