@@ -43,7 +43,7 @@ class Engine:
     """`python serve.py` in a process of its own, ready."""
 
     def __init__(self, model: Path, place: Path, *overrides: str) -> None:
-        place.mkdir(parents=True, exist_ok=True)
+        self.place = place
         line = [f"run={model}", "serving=vllm", "serving.port=0", "serving.kv_cache_gib=0.25", "serving.name=tiny",
                 "tracking=none", *overrides]  # fmt: skip
         self.process = subprocess.Popen(
@@ -78,6 +78,11 @@ class Engine:
         lines = [line for line in self.client.metrics().splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
         assert lines
         return sum(float(line.split()[-1]) for line in lines)
+
+    @property
+    def log(self) -> Path:
+        (path,) = self.place.glob("outputs/serving/*/vllm.log")
+        return path
 
     def member(self, name: str) -> int:
         """The process of vLLM that calls itself so."""
@@ -429,7 +434,12 @@ def test_sigterm_under_load_lets_requests_finish_and_refuses_new_ones(own):
 def test_what_outlasts_the_drain_ends_with_an_error(own):
     engine = own("serving.drain_seconds=0.2")
     threads, came = under_load(engine, 3)
+    core = engine.member("VLLM::EngineCor")
+    os.kill(core, signal.SIGSTOP)  # so that nothing finishes before the drain is over
     engine.process.send_signal(signal.SIGTERM)
+    while "[shutdown] API server: shutdown triggered" not in engine.log.read_text():
+        time.sleep(0.05)
+    os.kill(core, signal.SIGCONT)
     for thread in threads:
         thread.join()
     assert [type(one) for one in came] == [EngineFailed] * 3
