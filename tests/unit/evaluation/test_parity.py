@@ -181,7 +181,7 @@ def test_bounds_come_from_the_floor() -> None:
     floor = Differences(np.array([0.01] * 99 + [0.2]), top1=0.99, worst="")
     bounds = from_floor(floor)
     assert bounds.mean_nats == pytest.approx(1.5 * 0.0119)
-    assert bounds.max_nats == pytest.approx(0.6)
+    assert bounds.max_nats == pytest.approx(6 * 0.2)
     assert bounds.top1 == pytest.approx(1 - 0.015 - 0.03)
     assert from_floor(Differences(np.zeros(10_000), top1=1.0, worst="")).mean_nats == FP32.mean_nats
 
