@@ -123,7 +123,8 @@ def gate_endpoint(
                 f"{url} serves {served.form}, of which {outputs}/optimised has no record for {stored.label}"
             )
         precision: Precision = precision_of(optimised) if optimised else served.precision
-        place, parents = serving_directory(served, outputs), [served.sha256, *([optimised.sha256] if optimised else [])]
+        place = serving_directory(served, outputs)
+        parents = [record.sha256 for record in (stored.record, optimised, served) if record]
         answers = reference.ask(Endpoint(f"{engine}, {served.form}", client))
         verdicts = [reference.judge(answers, precision)]
         _keep(verdicts[0], place / f"parity-{served.form}-{engine}.json", parents)

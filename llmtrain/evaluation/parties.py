@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from jinja2.exceptions import TemplateError
+
 from llmtrain.client.client import Client, Sampling, Scores
 from llmtrain.data.messages import plain_messages
 from llmtrain.errors import RequestRefused
@@ -56,12 +58,15 @@ class InProcess:
         if row.text is not None:
             return list(self.tokenizer(row.text)["input_ids"])
         probe = row.probe
-        rendered = self.tokenizer.apply_chat_template(
-            list(plain_messages(list(probe.messages), probe.name)),
-            tools=list(probe.tools) or None,
-            add_generation_prompt=probe.asks,
-            tokenize=False,
-        )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                list(plain_messages(list(probe.messages), probe.name)),
+                tools=list(probe.tools) or None,
+                add_generation_prompt=probe.asks,
+                tokenize=False,
+            )
+        except (TemplateError, ValueError) as error:  # ValueError: there is no template
+            raise RequestRefused(f"{self.label}: {error}", 400, None) from error
         return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
     def fed(self, row: Row) -> Sequence[int]:

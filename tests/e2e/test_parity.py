@@ -146,7 +146,7 @@ def test_each_form_passes_on_this_machine_and_behind_litserve(
             assert gate(run, "--url", endpoint.url, "--form", form) == 0
         found = evidence(outputs, f"parity-{form}-litserve.json")
         assert found.figures["passed"] == 1
-        assert len(found.parents) == 2, "what is served, and the form"
+        assert len(found.parents) == 3, "what was trained, the form, and what is served"
     assert evidence(outputs, "parity-onnx_int4-litserve-files.json").figures["max_abs_dlogp_nats"] < 1e-3
 
 

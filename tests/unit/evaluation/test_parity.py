@@ -143,6 +143,15 @@ def test_another_template_fails(reference: Reference, written: str, instead: str
     assert [fault for fault in verdict.faults if "become other tokens" in fault]
 
 
+def test_a_template_that_is_gone_or_refuses_fails(reference: Reference) -> None:
+    tokenizer = deepcopy(reference.tokenizer)
+    for template in (None, "{{ raise_exception('no chats here') }}"):
+        tokenizer.chat_template = template
+        verdict = judge(reference, party(reference, tokenizer=tokenizer), "fp32")
+        assert len(verdict.unequal) == 10 + 3 + 5 + 2
+        assert all("is refused: it: " in fault for fault in verdict.unequal)
+
+
 def test_a_decoder_that_changes_text_fails(reference: Reference) -> None:
     class Stripping(InProcess):
         def decoded(self, ids: Sequence[int]) -> str:
