@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-ALLOWED_SKIPS = ("needs ../shared", "needs CUDA", "needs the right to mount", "needs Slurm's daemons and root")
+ALLOWED_SKIPS = (
+    "needs ../shared",
+    "needs CUDA",
+    "needs scripts/setup-vllm",
+    "needs the right to mount",
+    "needs Slurm's daemons and root",
+)
 
 LONGEST = "tests/e2e/"
 TOGETHER = ("tests/e2e/", "tests/conf/", "tests/faults/")
