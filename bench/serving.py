@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from peers import save, table
-from vllm import Seen, load, row, stream, supervised  # bench/vllm.py
+from vllm import Seen, Server, load, row, stream, supervised  # bench/vllm.py
 
 from llmtrain.serving.litserve_server import closing_socket
 
@@ -28,8 +28,9 @@ WARM_UP = {"model": "bench", "prompt": [5, 6], "max_tokens": 1, "stream": True}
 
 
 @contextmanager
-def fastapi_loop(model: Path, threads: int, place: Path) -> Iterator[int]:
-    """Its port, once it answers."""
+def fastapi_loop(model: Path, threads: int, place: Path) -> Iterator[Server]:
+    """It, once it answers."""
+    begin = time.perf_counter()
     with closing_socket("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     with (place / "peer.log").open("w") as log:
@@ -44,7 +45,7 @@ def fastapi_loop(model: Path, threads: int, place: Path) -> Iterator[int]:
             except (OSError, AssertionError):
                 assert process.poll() is None, (place / "peer.log").read_text()[-3000:]
                 time.sleep(0.1)
-        yield port
+        yield Server(port, process.pid, time.perf_counter() - begin)
     finally:
         process.terminate()
         process.wait()
@@ -52,9 +53,9 @@ def fastapi_loop(model: Path, threads: int, place: Path) -> Iterator[int]:
 
 def start_to_first_token(overrides: list[str], place: Path) -> float:
     """Seconds, of a process that nobody has started before on this machine's warm disk."""
-    with supervised(overrides, place) as (port, ready_s):
-        begun, first, *_ = asyncio.run(stream(port, WARM_UP))
-        return ready_s + first - begun
+    with supervised(overrides, place) as server:
+        begun, first, *_ = asyncio.run(stream(server.port, WARM_UP))
+        return server.start_s + first - begun
 
 
 def main() -> None:
@@ -81,16 +82,16 @@ def main() -> None:
         if seen:
             most = f"serving.max_sequences={max(seen)}"
             with (
-                supervised([*fixed, "serving=litserve", most], place) as (our_port, _),
-                fastapi_loop(chosen.model, chosen.threads, place) as their_port,
+                supervised([*fixed, "serving=litserve", most], place) as our_server,
+                fastapi_loop(chosen.model, chosen.threads, place) as their_server,
             ):
-                for port in (our_port, their_port):  # warms up
-                    asyncio.run(load(port, chosen, min(seen), 0))
+                for server in (our_server, their_server):  # warms up
+                    asyncio.run(load(server, chosen, min(seen), 0))
                 for number in range(1, chosen.rounds + 1):
                     for concurrent, (ours, theirs) in seen.items():
-                        turns = [(our_port, ours), (their_port, theirs)]
-                        for port, found in turns if number % 2 else reversed(turns):
-                            found.append(asyncio.run(load(port, chosen, concurrent, number)))
+                        turns = [(our_server, ours), (their_server, theirs)]
+                        for server, found in turns if number % 2 else reversed(turns):
+                            found.append(asyncio.run(load(server, chosen, concurrent, number)))
                         shown = f"{ours[-1].requests_per_second:.3f} / {theirs[-1].requests_per_second:.3f} requests/s"
                         print(f"  round {number}, {concurrent} at once: {shown}", file=sys.stderr, flush=True)
             head = ["concurrent", "requests/s, ours / loop", "ratio (range)", "first token, ms", "between tokens, ms"]

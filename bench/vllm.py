@@ -119,8 +119,9 @@ def supervised(overrides: Sequence[str], place: Path) -> Iterator[Server]:
     try:
         line = next((line for line in process.stdout or () if "is ready" in line), None)
         assert line is not None, f"{process.wait()}: see {place}"
-        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        yield Server(int(line.rpartition(":")[2].partition("/")[0]), int(child), time.perf_counter() - begin)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        api_server = int(children[0]) if "serving=vllm" in overrides else process.pid  # LitServe's answers itself
+        yield Server(int(line.rpartition(":")[2].partition("/")[0]), api_server, time.perf_counter() - begin)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
