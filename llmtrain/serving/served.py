@@ -73,9 +73,7 @@ def _optimised(config: OfAModel, source: StoredModel, form: Form) -> OptimisedMo
     record = OptimisedModel.read(directory / "optimised.json")
     for name, expected in record.files.items():
         if not (directory / name).exists() or sha256_of(directory / name) != expected:
-            raise IntegrityError(
-                f"{directory / name} is not what was made; delete {directory} and run: {make}"
-            )
+            raise IntegrityError(f"{directory / name} is not what was made; delete {directory} and run: {make}")
     return record
 
 
