@@ -43,7 +43,6 @@ def export(
             )
             say("storing integers")
             onnx_graph.quantise(graph.graph, storage, rounded)
-        onnx_graph.keep_last_logits(graph.graph)
         onnx_graph.save(graph, target)
 
 

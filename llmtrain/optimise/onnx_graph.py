@@ -17,10 +17,7 @@ from onnx import helper, numpy_helper
 from llmtrain.optimise.gptq import Blocks, nearest
 
 FILE, DATA_FILE = "model.onnx", "model.onnx.data"
-LOGITS_TO_KEEP = "logits_to_keep"
-"""An input that need not be given: of how many last tokens the logits are computed; of all without it."""
 HEAD, EMBEDDING = "lm_head.MatMul.weight", "model.embed_tokens.weight"
-ALL = 2**31 - 1
 INT8_PRODUCTS = 4
 """MatMulNBits' accuracy level that rounds the inputs to 8 bits too, block by block, for products of integers."""
 FP32_PRODUCTS = 1
@@ -78,25 +75,6 @@ def quantise(graph: onnx.GraphProto, storage: Storage, rounded: Mapping[str, Blo
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(kept)
     graph.node.extend(nodes)
-
-
-def keep_last_logits(graph: onnx.GraphProto) -> None:
-    """Give the graph the input `logits_to_keep`: a prompt that is continued needs one row of logits, and the output
-    layer is a large part of a small model."""
-    head = next(node for node in graph.node if list(node.output) == ["logits"])
-    graph.initializer.append(numpy_helper.from_array(np.array([ALL], np.int64), LOGITS_TO_KEEP))
-    graph.input.append(helper.make_tensor_value_info(LOGITS_TO_KEEP, onnx.TensorProto.INT64, [1]))
-    constants = {"first": [0], "end": [ALL], "axis": [1]}
-    nodes = [helper.make_node("Constant", [], [f"keep/{name}"], value_ints=ints) for name, ints in constants.items()]
-    nodes.append(helper.make_node("Sub", ["keep/first", LOGITS_TO_KEEP], ["keep/start"]))
-    nodes.append(helper.make_node("Slice", [head.input[0], "keep/start", "keep/end", "keep/axis"], ["keep/hidden"]))
-    head.input[0] = "keep/hidden"
-    place = list(graph.node).index(head)
-    later = list(graph.node)[place:]
-    del graph.node[place:]
-    graph.node.extend([*nodes, *later])
-    (logits,) = [one for one in graph.output if one.name == "logits"]
-    logits.type.tensor_type.shape.dim[1].dim_param = "logits_length"
 
 
 def save(model: onnx.ModelProto, directory: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -112,19 +111,6 @@ def test_the_embedding_of_a_tied_model_is_stored_once(exported: Exported):
     }
     matrix = 512 * 64 * (1 + 5 / 32)  # integers, and 5 bytes of scale and zero a block
     assert abs(sizes["untied"] - sizes["tied"] - matrix) < 4096 * 3  # parts begin at whole pages
-
-
-def test_only_as_many_logits_as_asked_for(exported: Exported):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(exported("tied", "onnx_fp32") / "model.onnx", options)
-    past = {one.name: np.zeros((2, 2, 0, 32), np.float32) for one in session.get_inputs() if "past" in one.name}
-    fed = {"input_ids": np.array([IDS, IDS]), "attention_mask": np.ones((2, len(IDS)), np.int64), **past}
-    (whole,) = session.run(["logits"], fed)
-    (last,) = session.run(["logits"], fed | {"logits_to_keep": np.array([3])})
-    assert whole.shape == (2, 40, 512)
-    assert last.shape == (2, 3, 512)
-    assert np.allclose(last, whole[:, -3:], atol=1e-5)
 
 
 def test_batch_and_length_are_free(exported: Exported):
