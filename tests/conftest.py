@@ -18,7 +18,10 @@ ALLOWED_SKIPS = (
 LONGEST = "tests/e2e/"
 TOGETHER = ("tests/e2e/", "tests/conf/", "tests/faults/")
 """Directories whose files share a fixture that takes long: they go to one worker, which makes it once."""
-ALONE = tuple(f"tests/e2e/test_{name}.py" for name in ("slurm", "ray", "sweeps", "detached", "ranks", "bench"))
+ALONE = tuple(
+    f"tests/e2e/test_{name}.py"
+    for name in ("bench", "chat", "detached", "litserve", "parity", "ranks", "ray", "slurm", "sweeps", "vllm")
+)
 """Those that do not share it."""
 
 os.environ |= {"COMET_DISABLE_AUTO_LOGGING": "1", "COMET_ERROR_TRACKING_ENABLE": "false"}  # TRL imports it too
