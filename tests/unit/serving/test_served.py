@@ -81,7 +81,7 @@ def test_a_shorter_context_is_served_and_a_longer_one_refused(outputs: Path):
 def test_a_form_that_is_not_there_is_refused_with_the_command_that_makes_it(outputs: Path):
     with pytest.raises(UserError) as refused:
         served_model(config(outputs, run_of(outputs), "serving=onnx"))
-    assert f"llmtrain optimise {run_of(outputs)} optimise=onnx_int4 outputs_dir={outputs}" in str(refused.value)
+    assert f"llmtrain optimise {run_of(outputs)} optimise=onnx_int8 outputs_dir={outputs}" in str(refused.value)
 
 
 def test_a_form_is_found_by_the_weights_it_was_made_from_and_its_files_are_checked(outputs: Path):
@@ -130,7 +130,7 @@ def test_the_composed_config_is_shown(capsys):
     assert main(["--cfg", "job", "version=chat@1.2.0", "serving=onnx"]) == 0
     shown = capsys.readouterr().out
     assert "version: chat@1.2.0" in shown
-    assert "form: onnx_int4" in shown
+    assert "form: onnx_int8" in shown
     assert "hydra" not in shown
     assert main(["--help"]) == 0
     assert "serving=" in capsys.readouterr().out
