@@ -243,6 +243,8 @@ class ModelCard(Answer):
     id: str
     owned_by: str | None = None
     """Who made the engine: `vllm`, or `llmtrain`."""
+    root: str | None = None
+    """Directory of what is served: as in ServedModel, or absolute."""
     max_model_len: int | None = None
     """Longest context, in tokens."""
 

@@ -112,7 +112,7 @@ def gate_endpoint(
     with Client(url, timeout_s=ENGINE_TIMEOUT_S) as client:
         client.model = client.served()
         card = next(card for card in client.models() if card.id == client.model)
-        served = served_as(client.model, stored.weights_sha256, outputs, form)
+        served = served_as(client.model, stored.weights_sha256, outputs, form, card.root)
         engine = "vllm" if card.owned_by == "vllm" else "litserve"
         context = asking.context_tokens or card.max_model_len or served.context_tokens
         asking = Asking(asking.number, context, asking.device)
@@ -138,16 +138,19 @@ def gate_endpoint(
     return verdicts
 
 
-def served_as(name: str, weights_sha256: str, outputs: Path, form: str | None) -> ServedModel:
+def served_as(name: str, weights_sha256: str, outputs: Path, form: str | None, root: str | None = None) -> ServedModel:
     """The newest record of an endpoint that serves these weights as `name`, or others where none does; of `form` where
-    one is given.
+    one is given. Of several forms it is the one that lies in `root`, the directory that the endpoint says.
 
-    Raises UserError where there is none, or several forms and none is given.
+    Raises UserError where there is none, or several forms and nothing tells which.
     """
     paths = sorted(outputs.glob("serving/*/served.json"), key=lambda path: path.stat().st_mtime)
     records = [record for record in map(ServedModel.read, paths) if record.name == name and form in (None, record.form)]
     same = [record for record in records if record.weights_sha256 == weights_sha256]
     chosen = list({record.form: record for record in same or records}.values())
+    if root is not None and len(chosen) > 1:
+        place = (outputs / root).resolve()  # `root` itself where it is absolute
+        chosen = [record for record in chosen if (outputs / record.path).resolve() == place] or chosen
     if not chosen:
         raise UserError(
             f"{outputs}/serving has no record of an endpoint that serves '{name}'{f' as {form}' if form else ''}; "

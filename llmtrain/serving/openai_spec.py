@@ -123,7 +123,7 @@ class OpenAISpec(LitSpec):
             "object": "model",
             "created": self._created,
             "owned_by": "llmtrain",
-            "root": self._served.label,
+            "root": self._served.path,
             "max_model_len": self._served.context_tokens,
         }
 

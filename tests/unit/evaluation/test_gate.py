@@ -103,7 +103,9 @@ def test_an_endpoint_is_known_by_its_newest_record_of_these_weights(tmp_path: Pa
     assert served_as("chat", "unknown", tmp_path, None).weights_sha256 == "of another"
     with pytest.raises(UserError, match=r"no record of an endpoint that serves 'chat' as onnx_int4; start it"):
         served_as("chat", "ours", tmp_path, "onnx_int4")
-    int4 = served(tmp_path, "e", 0, form="onnx_int4")
+    int4 = served(tmp_path, "e", 0, form="onnx_int4", path="optimised/ours/onnx_int4")
     with pytest.raises(UserError, match="served as onnx_int4, trained; say which one answers: --form FORM"):
         served_as("chat", "ours", tmp_path, None)
     assert served_as("chat", "ours", tmp_path, "onnx_int4") == int4
+    assert served_as("chat", "ours", tmp_path, None, root=int4.path) == int4  # as LitServe says it
+    assert served_as("chat", "ours", tmp_path, None, root=str((tmp_path / int4.path).resolve())) == int4  # as vLLM
