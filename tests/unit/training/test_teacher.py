@@ -161,7 +161,7 @@ def test_figures_of_the_teacher_itself_are_its_loss_and_no_divergence(ask, netwo
         losses.append(-log_probs.gather(1, targets[:, None]).squeeze(1))
     assert num_targets == 247
     assert found["heldout_loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
-    assert 0 <= found["divergence"] < 1e-5
+    assert abs(found["divergence"]) < 1e-5  # rounding may take it below 0
     share = config.trainer.ce_weight
     assert found["loss"] == share * found["heldout_loss"] + (1 - share) * found["divergence"]
 
