@@ -129,6 +129,12 @@ class OptimisedModel(Record):
     metrics: dict[str, float]
     """Measured on one machine; the keys carry the units."""
 
+    def damaged(self, directory: Path) -> Path | None:
+        """The first of `files` that is missing in `directory` or is not what was made; None where all are whole."""
+        wrong = (directory / name for name, known in self.files.items()
+                 if not (directory / name).exists() or sha256_of(directory / name) != known)  # fmt: skip
+        return next(wrong, None)
+
 
 class ServedModel(Record):
     """What an endpoint serves; everything but names and places comes from the model's own records."""

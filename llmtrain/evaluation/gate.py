@@ -20,7 +20,7 @@ from llmtrain.evaluation.picture import draw
 from llmtrain.evaluation.probes import rows
 from llmtrain.evaluation.reference import last_checkpoint, load_quantised, runtime_scores, scores
 from llmtrain.evaluation.rounding import Precision, precision_of
-from llmtrain.files import sha256_of, write_whole
+from llmtrain.files import write_whole
 from llmtrain.models import directory as model_directory
 from llmtrain.models.pretrained import read_config
 from llmtrain.serving import onnx_runtime, torch_runtime
@@ -166,10 +166,8 @@ def forms(stored: StoredModel, outputs: Path) -> Iterator[OptimisedModel]:
     """Records of the forms that were made of these weights. Raises IntegrityError where their files were changed."""
     for path in sorted((outputs / "optimised" / stored.weights_sha256[:12]).glob("*/optimised.json")):
         record = OptimisedModel.read(path)
-        for name, known in record.files.items():
-            file = outputs / record.path / name
-            if not file.exists() or sha256_of(file) != known:
-                raise IntegrityError(f"{file} is not what was made; delete {file.parent} and run llmtrain optimise")
+        if (file := record.damaged(outputs / record.path)) is not None:
+            raise IntegrityError(f"{file} is not what was made; delete {file.parent} and run llmtrain optimise")
         yield record
 
 

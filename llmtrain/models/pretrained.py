@@ -80,12 +80,12 @@ def read_config(directory: Path) -> dict[str, Any]:
         config = config.get_text_config()
     except (OSError, ValueError, KeyError) as error:
         path = directory / "config.json"
-        if path.exists() and "auto_map" in _json_of(path):
+        if path.exists() and "auto_map" in json_of(path):
             raise UnsupportedModel(
                 f"{directory} needs code that comes with it (auto_map in its config.json), and llmtrain never runs "
                 f"code that comes with a model; choose one whose architecture transformers has"
             ) from error
-        if path.exists() and (kind := _json_of(path).get("model_type")):
+        if path.exists() and (kind := json_of(path).get("model_type")):
             raise UnsupportedModel(
                 f"{directory}: this version of transformers cannot build a model of type '{kind}': "
                 f"{str(error).splitlines()[0]}"
@@ -109,7 +109,7 @@ def check_files(directory: Path) -> None:
     if not (directory / "config.json").exists():
         raise UserError(f"{directory} has no config.json: no model is there; correct model.path")
     index = directory / "model.safetensors.index.json"
-    shards = set(_json_of(index).get("weight_map", {}).values()) if index.exists() else set()
+    shards = set(json_of(index).get("weight_map", {}).values()) if index.exists() else set()
     if missing := sorted(name for name in shards if not (directory / name).exists()):
         raise UserError(
             f"{directory} lacks {len(missing)} of {len(shards)} files of weights ({missing[0]}); fetch it again"
@@ -163,7 +163,8 @@ def _from_the_hub(model: HFModel, say: Callable[[str], None]) -> Path:
         ) from error
 
 
-def _json_of(path: Path) -> dict[str, Any]:
+def json_of(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where it holds something else. Raises UserError where it is no JSON."""
     try:
         found = json.loads(path.read_bytes())
     except ValueError as error:

@@ -104,8 +104,7 @@ def _known(
         return None
     record = OptimisedModel.read(target / RECORD)
     same = record.source_weights_sha256 == weights_sha256 and record.settings == settings
-    whole = all((target / name).exists() and sha256_of(target / name) == known for name, known in record.files.items())
-    return record if same and whole else None
+    return record if same and record.damaged(target) is None else None
 
 
 def _num_calibration(config: Optimise) -> int:

@@ -1,7 +1,6 @@
 """Which model a config names, and all that an engine has to know of it, from the model's own records."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +10,7 @@ from llmtrain.config.frozen import thaw
 from llmtrain.config.serve import OfAModel, ServeConfig
 from llmtrain.config.serving import ServingBase
 from llmtrain.errors import IntegrityError, UserError
-from llmtrain.files import sha256_of
-from llmtrain.models.pretrained import read_config
+from llmtrain.models.pretrained import json_of, read_config
 from llmtrain.stored import StoredModel, named, registered
 
 OPTIONS: dict[Form, str] = {"safetensors_int8": "int8", "safetensors_int4": "int4"}
@@ -71,9 +69,8 @@ def _optimised(config: OfAModel, source: StoredModel, form: Form) -> OptimisedMo
     if not (directory / "optimised.json").exists():
         raise UserError(f"{source.label} has no form {form} yet; make it: {make}")
     record = OptimisedModel.read(directory / "optimised.json")
-    for name, expected in record.files.items():
-        if not (directory / name).exists() or sha256_of(directory / name) != expected:
-            raise IntegrityError(f"{directory / name} is not what was made; delete {directory} and run: {make}")
+    if (file := record.damaged(directory)) is not None:
+        raise IntegrityError(f"{file} is not what was made; delete {directory} and run: {make}")
     return record
 
 
@@ -108,7 +105,7 @@ def _stop_ids(directory: Path) -> tuple[int, ...]:
     """Where the model's own generation config says that an answer ends."""
     for name in ("generation_config.json", "config.json"):
         path = directory / name
-        found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+        found = json_of(path).get("eos_token_id") if path.exists() else None
         if found is not None:
             return tuple(sorted(found)) if isinstance(found, list) else (int(found),)
     return ()
@@ -120,7 +117,7 @@ def _template(directory: Path) -> str | None:
     if path.exists():
         return path.read_text()
     config = directory / "tokenizer_config.json"
-    found: Any = json.loads(config.read_text()).get("chat_template") if config.exists() else None
+    found: Any = json_of(config).get("chat_template") if config.exists() else None
     return found if isinstance(found, str) else None
 
 

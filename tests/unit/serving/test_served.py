@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,10 @@ def test_the_composed_config_is_shown(capsys):
     assert "hydra" not in shown
     assert main(["--help"]) == 0
     assert "serving=" in capsys.readouterr().out
+
+
+def test_a_damaged_generation_config_is_named(outputs: Path, tmp_path: Path):
+    copy = shutil.copytree(outputs / "tiny" / "0123456789ab" / "model", tmp_path / "model")
+    (copy / "generation_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"generation_config\.json is not JSON .* restore it"):
+        served_model(config(outputs, f"run={copy}"))
