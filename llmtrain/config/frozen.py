@@ -127,4 +127,4 @@ def _with_what_was_added(config: dict[str, Any], version: int) -> dict[str, Any]
     return config
 
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5

@@ -37,10 +37,14 @@ class Infra(Settings):
     """Most tokens that pass through the model at once, on one rank."""
     loss_chunk_tokens: Annotated[int, Gt(0), Changes.PERFORMANCE]
     """Tokens whose logits exist at the same time: the loss needs chunk * vocabulary numbers, never a whole batch's."""
+    loss_kernel: Annotated[Literal["auto", "torch", "liger"], Changes.PERFORMANCE, Added(5, "torch")]
+    """What makes log-probabilities and their gradients of logits: `torch`'s operators, in fp32, or `liger`'s kernel, in
+    place and in the logits' type, with a quarter of the memory traffic of bf16. CUDA, with liger-kernel installed;
+    `auto` takes it where it can be used. Said at the start."""
     attention: Annotated[Literal["auto", "segments", "sdpa", "flex"], Changes.PERFORMANCE, Added(3, "auto")]
     """The kernel of packed rows: `segments` runs each document on its own, `sdpa` the whole row under a mask, `flex` is
-    FlexAttention with a block mask; `auto` takes `flex` on CUDA and `segments` elsewhere, `sdpa` where blocks are
-    compiled. Said at the start."""
+    FlexAttention with a block mask; `auto` takes `flex` on CUDA and `segments` elsewhere, but `sdpa` in bf16 where
+    blocks are compiled. Said at the start."""
     compile: Annotated[bool, Changes.PERFORMANCE, Added(3, False)]
     """torch.compile for each decoder block: minutes at the first step, faster steps; rows are padded to
     `micro_batch_tokens`, so that shapes stay the same."""
@@ -56,6 +60,8 @@ class Infra(Settings):
     def kernels_fit(self) -> "Infra":
         if self.attention == "flex" and self.accelerator == "cpu":
             raise ValueError("attention=flex has no backward pass on a CPU; set infra.attention=auto")
+        if self.loss_kernel == "liger" and self.accelerator == "cpu":
+            raise ValueError("loss_kernel=liger needs infra.accelerator=cuda; set infra.loss_kernel=auto")
         if self.attention == "segments" and self.compile:
             raise ValueError("attention=segments would be compiled anew for each row; set infra.attention=auto")
         return self

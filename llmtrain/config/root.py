@@ -18,7 +18,7 @@ from llmtrain.config.trainer import DistillTrainer, DPOTrainer, PretrainTrainer,
 class TrainConfig(Settings):
     """Everything that `train.py` needs to know."""
 
-    schema_version: Annotated[Literal[4], Changes.SURFACE]
+    schema_version: Annotated[Literal[5], Changes.SURFACE]
     """Version of this schema; frozen configs of older versions are migrated on load."""
     name: Annotated[str, Changes.SURFACE]
     """Experiment: the directory under `outputs_dir`, the tracker's experiment and the registered model's name."""

@@ -16,7 +16,7 @@ from llmtrain.config.tracking import Tracking
 class OfAModel(Settings):
     """A command about a model that is there: everything about the model itself comes from its own record."""
 
-    schema_version: Annotated[Literal[4], Changes.SURFACE]
+    schema_version: Annotated[Literal[5], Changes.SURFACE]
     """Version of this schema."""
     version: Annotated[str | None, Changes.MATHEMATICS]
     """A registered model: `name@1.2.0`, `name@alias`, or `name` for the newest."""

@@ -1,7 +1,8 @@
-"""Attention within packed rows, under three kernels that compute the same.
+"""Attention within packed rows, under kernels that compute the same.
 
 `segments` runs each segment alone, without work for what is masked: by products of our own (`block_attention`) in full
 precision on a CPU, by SDPA (equal shapes together) elsewhere.
+`compiled_segments` is the first of the two for a compiled network, which is not compiled anew for other segments.
 `sdpa` runs SDPA on the whole row under a dense mask: the plain form, which the others are tested against.
 `flex` runs FlexAttention (arXiv 2412.05496) under a block mask: blocks that are masked whole are skipped. CUDA.
 """
@@ -20,11 +21,21 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from llmtrain.errors import UnsupportedModel
-from llmtrain.models.block_attention import block_attention, each_segment, numbers_of
+from llmtrain.models.block_attention import (
+    block_attention,
+    compiled_block_attention,
+    each_segment,
+    numbers_of,
+)
 from llmtrain.models.packed import Packed
 
-Kernel = Literal["segments", "sdpa", "flex"]
-IMPLEMENTATION: dict[Kernel, str] = {"segments": "llmtrain_segments", "sdpa": "sdpa", "flex": "flex_attention"}
+Kernel = Literal["segments", "compiled_segments", "sdpa", "flex"]
+IMPLEMENTATION: dict[Kernel, str] = {
+    "segments": "llmtrain_segments",
+    "compiled_segments": "llmtrain_compiled_segments",
+    "sdpa": "sdpa",
+    "flex": "flex_attention",
+}
 """The kernels' names in transformers."""
 
 
@@ -54,10 +65,13 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
 
 def mask_arguments(kernel: Kernel, packed: Packed) -> dict[str, Any]:
     """What `model.base_model` needs besides ids and positions, to keep attention within the segments of `packed`."""
+    no_mask = packed.ids.new_empty((1, 1, 1, 1))  # transformers makes none where it is given one
     match kernel:
         case "segments":
-            no_mask = packed.ids.new_empty((1, 1, 1, 1))  # transformers makes none where it is given one
             return {"segments": numbers_of(packed.segments), "attention_mask": no_mask}
+        case "compiled_segments":
+            torch._dynamo.maybe_mark_dynamic(packed.segments, 0)  # one compilation for any number of them
+            return {"segments": packed.segments, "attention_mask": no_mask}
         case "sdpa":
             return {"attention_mask": dense_mask(packed)[None, None]}
         case "flex":
@@ -66,8 +80,12 @@ def mask_arguments(kernel: Kernel, packed: Packed) -> dict[str, Any]:
 
 def dense_mask(packed: Packed) -> Tensor:
     """[tokens, tokens] bool: may the token of a row (query) see that of a column (key)?"""
-    start, context_start, context_stop = _of_each_token(packed)
-    query = torch.arange(packed.num_tokens, device=packed.ids.device)[:, None]
+    return _dense_mask(packed.segments, packed.num_tokens)
+
+
+def _dense_mask(segments: Tensor, num_tokens: int) -> Tensor:
+    start, context_start, context_stop = _of_each_token(segments, num_tokens)
+    query = torch.arange(num_tokens, device=segments.device)[:, None]
     key = query.T
     own = (key <= query) & (key >= start[:, None])
     return own | ((key >= context_start[:, None]) & (key < context_stop[:, None]))
@@ -75,7 +93,7 @@ def dense_mask(packed: Packed) -> Tensor:
 
 def block_mask(packed: Packed) -> BlockMask:
     """The same as a block mask of FlexAttention."""
-    start, context_start, context_stop = _of_each_token(packed)
+    start, context_start, context_stop = _of_each_token(packed.segments, packed.num_tokens)
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         own = (key <= query) & (key >= start[query])
@@ -85,10 +103,9 @@ def block_mask(packed: Packed) -> BlockMask:
     return create_block_mask(visible, None, None, size, size, device=device, _compile=device.type == "cuda")
 
 
-def _of_each_token(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+def _of_each_token(segments: Tensor, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """[tokens] each: start, context start and context stop of the token's segment."""
-    lengths = packed.segments[:, 1] - packed.segments[:, 0]
-    of_tokens = packed.segments.repeat_interleave(lengths, dim=0, output_size=packed.num_tokens)
+    of_tokens = segments.repeat_interleave(segments[:, 1] - segments[:, 0], dim=0, output_size=num_tokens)
     start, _, context_start, context_stop = of_tokens.unbind(dim=1)
     return start, context_start, context_stop
 
@@ -128,11 +145,7 @@ def segment_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return found
-    if unknown := [name for name in ("sliding_window", "s_aux", "softcap") if others.get(name) is not None]:
-        raise UnsupportedModel(
-            f"attention within documents knows no {', '.join(unknown)}, which {type(module).__name__} asks for; choose "
-            f"a model without it"
-        )
+    _refuse_unknown(module, others)
     exact = query.dtype.itemsize >= 4 and not torch.is_autocast_enabled(query.device.type)
     if query.device.type == "cpu" and exact and not dropout:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -161,5 +174,39 @@ def segment_attention(
     return torch.cat([pieces[place] for place in range(len(pieces))], dim=1), None
 
 
+def compiled_segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: Tensor | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The same for fp32 on a CPU, with `segments` [segments, 4], so that torch.compile can take it whole."""
+    if segments is None or dropout:  # with dropout under the dense mask: the blocks know none
+        mask = attention_mask if segments is None else _dense_mask(segments, query.shape[2])[None, None]
+        found: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, mask, dropout=dropout, scaling=scaling, **others
+        )
+        return found
+    _refuse_unknown(module, others)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return compiled_block_attention(query, key, value, segments, scale), None
+
+
+def _refuse_unknown(module: nn.Module, others: dict[str, Any]) -> None:
+    if unknown := [name for name in ("sliding_window", "s_aux", "softcap") if others.get(name) is not None]:
+        raise UnsupportedModel(
+            f"attention within documents knows no {', '.join(unknown)}, which {type(module).__name__} asks for; choose "
+            f"a model without it"
+        )
+
+
 AttentionInterface.register(IMPLEMENTATION["segments"], segment_attention)
-AttentionMaskInterface.register(IMPLEMENTATION["segments"], sdpa_mask)
+AttentionInterface.register(IMPLEMENTATION["compiled_segments"], compiled_segment_attention)
+for name in ("segments", "compiled_segments"):
+    AttentionMaskInterface.register(IMPLEMENTATION[name], sdpa_mask)

@@ -60,12 +60,12 @@ def block_attention_backward(
             queries = grouped[:, :, start:stop].reshape(groups, -1, width) * scale
             of_found = upstream[:, :, start:stop].reshape(groups, -1, width)
             probabilities = memory.probabilities(queries, seen_keys[:, :visible], stop - start)
-            of_seen_values[:, :visible].baddbmm_(probabilities.transpose(1, 2), of_found)
+            of_seen_values[:, :visible] += torch.bmm(probabilities.transpose(1, 2), of_found)
             found = of_scores.product(of_found, seen_values[:, :visible])
             torch._softmax_backward_data(found, probabilities, -1, query.dtype, grad_input=found)
             of_queries = torch.bmm(found, seen_keys[:, :visible]).mul_(scale)
             of_query[:, :, start:stop] = of_queries.view(groups, per_group, -1, width)
-            of_seen_keys[:, :visible].baddbmm_(found.transpose(1, 2), queries)
+            of_seen_keys[:, :visible] += torch.bmm(found.transpose(1, 2), queries)
         _add_to_row(of_key, of_seen_keys, segment)
         _add_to_row(of_value, of_seen_values, segment)
     return of_query.view(query.shape), of_key[None], of_value[None]
@@ -140,13 +140,13 @@ class _Memory:
 
 
 @block_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, segments: list[int], scale: float) -> Tensor:
+def _like_query(query: Tensor, key: Tensor, value: Tensor, segments: Any, scale: float) -> Tensor:
     return query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
 
 
 @block_attention_backward.register_fake
-def _(
-    upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, segments: list[int], scale: float
+def _like_all(
+    upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, segments: Any, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value))  # type: ignore[return-value]
 
@@ -161,6 +161,36 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
 
 
 block_attention.register_autograd(_backward, setup_context=_keep)
+
+
+@torch.library.custom_op("llmtrain::compiled_block_attention", mutates_args=())
+def compiled_block_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float) -> Tensor:
+    """The same with segments [segments, 4]: torch.compile compiles anew for a list of other numbers."""
+    return block_attention(query, key, value, numbers_of(segments), scale)  # type: ignore[no-any-return]
+
+
+@torch.library.custom_op("llmtrain::compiled_block_attention_backward", mutates_args=())
+def compiled_block_attention_backward(
+    upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Its gradients."""
+    return block_attention_backward(upstream, query, key, value, numbers_of(segments), scale)  # type: ignore[no-any-return]
+
+
+compiled_block_attention.register_fake(_like_query)
+compiled_block_attention_backward.register_fake(_like_all)
+
+
+def _keep_compiled(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_compiled(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    return (*compiled_block_attention_backward(upstream, *ctx.saved_tensors, ctx.scale), None, None)
+
+
+compiled_block_attention.register_autograd(_backward_compiled, setup_context=_keep_compiled)
 
 
 def _flops(products: int) -> Callable[..., int]:

@@ -1,10 +1,10 @@
 """From selected hidden states to a loss and its gradients, in one pass over chunks of tokens.
 
-The [tokens, vocabulary] tensor of logits never exists: a chunk's logits become probabilities in place, which give their
-gradient, and that is multiplied out at once (three matrix products a token, as with all logits kept; cf. Liger's fused
-linear cross-entropy, arXiv 2410.10989, and cut cross-entropy, arXiv 2411.09009, which recompute or fuse further). What
-is new here: the loss may be any function of sums over groups of tokens (the answers of a preference pair), as long as
-a group's tokens fit a chunk; a longer group is passed over twice.
+The [tokens, vocabulary] tensor of logits never exists: a chunk's logits become their gradient in place
+(llmtrain.models.logit_kernels), and that is multiplied out at once: three matrix products a token, as with all logits
+kept (cf. Liger's fused linear cross-entropy, arXiv 2410.10989; cut cross-entropy, arXiv 2411.09009, keeps no logits and
+multiplies four times). What is new here: the loss may be any function of sums over groups of tokens (the answers of a
+preference pair), as long as a group's tokens fit a chunk; a longer group is passed over twice.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmtrain.models.logprobs import as_autocast, at_least_fp32, logits_memory
+from llmtrain.models.logit_kernels import at_least_fp32, log_probs_and_gradient
+from llmtrain.models.logprobs import as_autocast, logits_memory
 
 LossOfSums = Callable[[Tensor, slice], Tensor]
 """(log-probability sums of some owners [owners], which owners they are) -> the sum of their losses, a scalar."""
@@ -100,26 +101,21 @@ class _Gradients:
         if self.weight is not None:
             self._add_to_weight(of_logits.T, hidden)
 
-    def add_log_probs(
-        self, where: slice, probabilities: Tensor, targets: Tensor, upstream: Tensor, hidden: Tensor, weight: Tensor
-    ) -> None:
-        """The same for the gradient `upstream * (one-hot - p)` of log-probabilities, without writing it down.
-
-        probabilities [targets, vocabulary], targets and upstream [targets].
-        """
-        probabilities, upstream = probabilities.to(hidden.dtype), upstream.to(hidden.dtype)[:, None]
+    def add_rows(self, where: slice, of_logits: Tensor, scale: Tensor, hidden: Tensor, weight: Tensor) -> None:
+        """The same for `scale * of_logits`, one factor a target, without writing that down."""
+        of_logits, scale = of_logits.to(hidden.dtype), scale.to(hidden.dtype)[:, None]
         if self.hidden is not None:
-            of_hidden = torch.mm(probabilities, weight, out=self.hidden[where])
-            of_hidden.sub_(weight[targets]).mul_(-upstream)
+            torch.mm(of_logits, weight, out=self.hidden[where]).mul_(scale)
         if self.weight is not None:
-            scaled = hidden * upstream
-            self._add_to_weight(probabilities.T, -scaled)
-            self.weight.index_add_(0, targets, scaled.to(self.weight.dtype))
+            self._add_to_weight(of_logits.T, hidden * scale)
 
     def _add_to_weight(self, left: Tensor, right: Tensor) -> None:
         assert self.weight is not None
+        beta = 0 if self.is_empty else 1
         if self.weight.dtype == right.dtype:
-            torch.addmm(self.weight, left, right, beta=0 if self.is_empty else 1, out=self.weight)
+            torch.addmm(self.weight, left, right, beta=beta, out=self.weight)
+        elif right.is_cuda and self.weight.dtype == torch.float32:  # added before it is rounded to bf16
+            torch.addmm(self.weight, left, right, out_dtype=torch.float32, beta=beta, out=self.weight)
         elif self.is_empty:
             self.weight.copy_(left @ right)
         else:
@@ -147,7 +143,7 @@ class _LossOfSums(torch.autograd.Function):
             for part, of_part in zip(parts, torch.split(upstream, [_size(part) for part in parts]), strict=True):
                 if len(parts) > 1:
                     logits.log_probs(part, targets)
-                gradients.add_log_probs(part, logits.probabilities, targets[part], of_part, hidden[part], cast)
+                gradients.add_rows(part, logits.gradient, -of_part, hidden[part], cast)
         ctx.gradients = gradients
         return total
 
@@ -181,25 +177,19 @@ class _LossOfLogits(torch.autograd.Function):
 
 
 class _Logits:
-    """One chunk's logits at a time, turned into probabilities, each in the memory of the one before."""
+    """One chunk's logits at a time, turned into their gradients, each in the memory of the one before."""
 
     def __init__(self, chunks: Sequence[Chunk], chunk_tokens: int, hidden: Tensor, weight: Tensor) -> None:
         self.hidden, self.weight = hidden, weight
         rows = max([0, *(_size(part) for chunk in chunks for part in _cut(chunk.targets, chunk_tokens))])
         self.memory = logits_memory(hidden, rows, len(weight))
-        self.probabilities = self.memory
+        self.gradient = self.memory
 
     def log_probs(self, where: slice, targets: Tensor) -> Tensor:
-        """[targets] log-probabilities; `probabilities` [targets, vocabulary] then has the whole distributions.
-
-        One softmax in place and two maxima cost half of a log-softmax that is then exponentiated: the logarithm of the
-        softmax's sum is that of the largest probability, negated.
-        """
+        """[targets] log-probabilities; `gradient` [targets, vocabulary] is then that of each, negated."""
         logits = torch.mm(self.hidden[where], self.weight.T, out=self.memory[: _size(where)])
-        logits = logits.to(at_least_fp32(logits.dtype))
-        found = logits.gather(1, targets[where][:, None]).squeeze(1) - logits.amax(1)
-        self.probabilities = torch.softmax(logits, dim=-1, out=logits)
-        return found + self.probabilities.amax(1).log_()
+        found, self.gradient = log_probs_and_gradient(logits, targets[where])
+        return found
 
 
 def _loss_and_gradient(log_probs: Tensor, owners: Tensor, chunk: Chunk, loss: LossOfSums) -> tuple[Tensor, Tensor]:

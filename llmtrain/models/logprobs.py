@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from llmtrain.errors import UnsupportedModel
 from llmtrain.models.attention import generating, kernel_of, mask_arguments
+from llmtrain.models.logit_kernels import log_probs
 from llmtrain.models.packed import Packed, document, pack
 
 
@@ -22,11 +23,6 @@ def hidden_states(model: PreTrainedModel, packed: Packed) -> Tensor:
         **mask_arguments(kernel_of(model), packed),
     ).last_hidden_state
     return hidden[0].index_select(0, packed.predictors)
-
-
-def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
-    """The precision of log-probabilities: that of the logits, and fp32 for a lower one."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 @torch.no_grad()
@@ -43,9 +39,7 @@ def token_log_probs(hidden: Tensor, output: nn.Linear, targets: Tensor, chunk_to
     found = []
     for part, ids in zip(parts, targets.tensor_split(num_chunks), strict=True):
         logits = torch.mm(part, weight.T, out=memory[: len(part)])
-        logits = logits.to(at_least_fp32(logits.dtype))
-        torch.log_softmax(logits, dim=-1, out=logits)
-        found.append(logits.gather(1, ids[:, None]).squeeze(1))
+        found.append(log_probs(logits, ids))
     return torch.cat(found)
 
 

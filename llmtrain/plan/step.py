@@ -14,7 +14,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from llmtrain.config.adapter import QLoRAAdapter
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.trainer import DistillTrainer, DPOTrainer
-from llmtrain.models import attention
+from llmtrain.models import attention, logit_kernels
 from llmtrain.models.head import chunks_of, loss_of_logits, loss_of_sums, loss_of_tokens
 from llmtrain.models.packed import Packed
 from llmtrain.plan.heap import Heap
@@ -238,8 +238,12 @@ def _micro_batch(config: TrainConfig, model: PreTrainedModel, row: Row, tracer: 
     kernel = {} if config.infra.accelerator == "cuda" else _mask_arguments(row)
     bf16 = config.infra.precision == "bf16"
     weight = model.get_output_embeddings().weight
+    known = logit_kernels.chosen()  # what `auto` means in this process
     tracer.begin("forward")
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    with (
+        logit_kernels.using("liger" if config.infra.loss_kernel == "liger" else known),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16),
+    ):
         states = model.base_model(
             input_ids=tokens[None], position_ids=tokens[None], use_cache=False, **kernel
         ).last_hidden_state

@@ -15,6 +15,7 @@ from llmtrain.config.hardware import PublishedHardware
 from llmtrain.config.infra import Infra
 from llmtrain.config.launch import LocalLaunch
 from llmtrain.errors import UnsupportedModel, UserError
+from llmtrain.models import logit_kernels
 from llmtrain.models.attention import Kernel
 
 
@@ -33,11 +34,15 @@ def resolve(infra: Infra) -> Infra:
 
 
 def check(infra: Infra) -> None:
-    """Raises UserError where this machine lacks the accelerator."""
+    """Raises UserError where this machine lacks the accelerator, or the kernel that was asked for by name."""
     if infra.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "infra.accelerator=cuda, but PyTorch sees no CUDA device: choose infra=local_cpu, "
             "or install a CUDA build of torch and check nvidia-smi"
+        )
+    if infra.loss_kernel == "liger" and (reason := logit_kernels.why_not_liger(infra.accelerator)):
+        raise UserError(
+            f"infra.loss_kernel=liger: {reason}; pip install 'llmtrain[cuda]', or set infra.loss_kernel=auto"
         )
 
 
@@ -47,7 +52,7 @@ def is_known(infra: Infra) -> bool:
 
 
 def apply(infra: Infra) -> None:
-    """Set threads, determinism and the fp32 matrix product's mode for this process, one of its machine's ranks."""
+    """Set threads, determinism and the logits' kernel for this process, one of its machine's ranks."""
     on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(infra.threads or max(1, len(os.sched_getaffinity(0)) // on_this_machine))
     if infra.deterministic:
@@ -55,6 +60,7 @@ def apply(infra: Infra) -> None:
     torch.use_deterministic_algorithms(infra.deterministic)
     # NaN into all that is allocated costs a fifth of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    logit_kernels.use(loss_kernel(infra))
     os.environ.setdefault("DS_ACCELERATOR", infra.accelerator)  # accelerate imports DeepSpeed, which else warns of it
 
 
@@ -64,7 +70,26 @@ def attention_kernel(infra: Infra) -> Kernel:
         return infra.attention
     if infra.accelerator == "cuda":
         return "flex"
-    return "sdpa" if infra.compile else "segments"  # each row's own list of segments would be compiled anew
+    if not infra.compile:
+        return "segments"
+    return "compiled_segments" if infra.precision == "fp32" else "sdpa"
+
+
+def loss_kernel(infra: Infra) -> logit_kernels.Kernel:
+    """What `infra.loss_kernel` means on this machine."""
+    if infra.loss_kernel != "auto":
+        return infra.loss_kernel
+    return "torch" if infra.accelerator == "cpu" or logit_kernels.why_not_liger(infra.accelerator) else "liger"
+
+
+def in_words(infra: Infra) -> str:
+    """What computes here, for the line that a run starts with."""
+    kernel = loss_kernel(infra)
+    reason = (
+        logit_kernels.why_not_liger("cuda") if infra.accelerator == "cuda" and infra.loss_kernel == "auto" else None
+    )
+    loss = f"loss by {kernel}" + (f" ({reason})" if reason else "")
+    return f"attention by {attention_kernel(infra)}, {loss}, {infra.precision}, on {infra.accelerator}"
 
 
 def prepare(model: PreTrainedModel, infra: Infra) -> None:
@@ -113,6 +138,7 @@ EXPENSIVE = [
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.higher_order.flex_attention,
     torch.ops.llmtrain.block_attention.default,
+    torch.ops.llmtrain.compiled_block_attention.default,
 ]
 """What selective checkpointing keeps: matrix products and attention; the rest is cheap to compute again."""
 

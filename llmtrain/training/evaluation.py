@@ -14,7 +14,8 @@ from llmtrain.data.chats import ChatRows
 from llmtrain.data.preferences import PreferencePairs
 from llmtrain.data.text import TokenShards
 from llmtrain.models import modes
-from llmtrain.models.logprobs import at_least_fp32, hidden_states, token_log_probs
+from llmtrain.models.logit_kernels import at_least_fp32
+from llmtrain.models.logprobs import hidden_states, token_log_probs
 from llmtrain.models.packed import Packed, Tree, document, pack
 from llmtrain.training.batches import AnswerLogProbs, packed_pairs, padding
 from llmtrain.training.device import autocast

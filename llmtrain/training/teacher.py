@@ -22,7 +22,8 @@ from llmtrain.config.trainer import DistillTrainer
 from llmtrain.data.once import make_once
 from llmtrain.data.text import TokenShards
 from llmtrain.errors import UserError
-from llmtrain.models.logprobs import at_least_fp32, hidden_states
+from llmtrain.models.logit_kernels import at_least_fp32
+from llmtrain.models.logprobs import hidden_states
 from llmtrain.models.packed import Packed, document, pack
 from llmtrain.training.batches import padding
 from llmtrain.training.divergences import TopK, divergence, top_k

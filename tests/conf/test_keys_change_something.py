@@ -107,7 +107,7 @@ def test_what_leaves_the_run_id_of_the_network_the_trainer_and_the_precision():
         "infra.launch.kind", "infra.launch.parallel", "infra.launch.restarts",
         "infra.accelerator", "infra.threads", "infra.micro_batch_tokens", "infra.loss_chunk_tokens",
         "infra.deterministic", "infra.ranks", "infra.strategy", "infra.offload", "infra.attention", "infra.compile",
-        "infra.activation_checkpointing", "infra.hardware.kind", "infra.hardware.watts",
+        "infra.loss_kernel", "infra.activation_checkpointing", "infra.hardware.kind", "infra.hardware.watts",
         "infra.hardware.price_per_hour", "infra.hardware.assumed_mfu",
         "model.path", "model.revision", "trainer.teacher",
     }  # fmt: skip

@@ -117,7 +117,7 @@ def old_conf(tmp_path: Path, leave_out: str) -> Path:
     conf = tmp_path / "conf"
     shutil.copytree(conf_directory(), conf)
     train = conf / "train.yaml"
-    train.write_text(train.read_text().replace("schema_version: 4", "schema_version: 2"))
+    train.write_text(train.read_text().replace("schema_version: 5", "schema_version: 2"))
     for path in conf.rglob("*.yaml"):
         kept = [line for line in path.read_text().splitlines(True) if not line.startswith(tuple(leave_out.split()))]
         path.write_text("".join(kept))

@@ -12,7 +12,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from llmtrain.errors import UnsupportedModel
 from llmtrain.models import attention
 from llmtrain.models.attention import block_mask, by_shape, dense_mask, generating, kernel_of, segment_attention, use
-from llmtrain.models.block_attention import block_attention, numbers_of
+from llmtrain.models.block_attention import block_attention, compiled_block_attention, numbers_of
 from llmtrain.models.logprobs import check_log_probs, hidden_states
 from llmtrain.models.packed import Packed, Tree, document, pack
 
@@ -30,7 +30,7 @@ def alone(model, trees: list[Tree]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("pad_to", [1, 128])
-@pytest.mark.parametrize("kernel", ["segments", "sdpa"])
+@pytest.mark.parametrize("kernel", ["segments", "compiled_segments", "sdpa"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-7)])  # norms round to fp32
 def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(kernel, dtype, tolerance, pad_to):
     model, trees = qwen3(max_position_embeddings=256).to(dtype), some_trees()
@@ -185,7 +185,22 @@ def test_block_attention_is_an_operator_that_torch_can_trace():
     query = torch.randn(1, 4, 80, 8, dtype=torch.float64, requires_grad=True)
     key, value = (torch.randn(1, 2, 80, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     torch.library.opcheck(block_attention, (query, key, value, [0, 70, 0, 0, 70, 80, 0, 9], 0.3))
+    torch.library.opcheck(
+        compiled_block_attention, (query, key, value, torch.tensor([[0, 70, 0, 0], [70, 80, 0, 9]]), 0.3)
+    )
     with FlopCounterMode(display=False) as counter:
         block_attention(query, key, value, [0, 70, 0, 0, 70, 80, 0, 9], 0.3).sum().backward()
     pairs = 70 * 70 + 10 * 19
     assert counter.get_total_flops() == 7 * 2 * 4 * 8 * pairs
+
+
+def test_dropout_of_a_compiled_network_is_sdpas_under_the_dense_mask():
+    packed = pack(some_trees())
+    query, key, value = (torch.randn(1, 2, packed.num_tokens, 8) for _ in range(3))
+    torch.manual_seed(0)
+    found, _ = attention.compiled_segment_attention(
+        torch.nn.Identity(), query, key, value, None, segments=packed.segments, dropout=0.5
+    )
+    torch.manual_seed(0)
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=dense_mask(packed), dropout_p=0.5)
+    torch.testing.assert_close(found, expected.transpose(1, 2))

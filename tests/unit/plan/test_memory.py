@@ -63,3 +63,13 @@ def test_four_bit_weights(planner_of: PlannerOf):
     plain = planner_of(*TOY, "infra=h100", "adapter=lora").step.weights
     packed = planner_of(*TOY, "infra=h100", "adapter=qlora").step.weights
     assert plain - packed == pytest.approx(86016 * (4 - 0.5 - (1 + 4 / 256) / 64), abs=20)
+
+
+def test_a_logit_takes_eight_bytes_in_bf16_by_torch_and_two_by_liger(planner_of: PlannerOf):
+    """By torch a product in bf16, its fp32 form, and its gradient in bf16; Liger's kernel keeps to the product."""
+    sizes = ("infra=h100", "infra.precision=bf16", "infra.micro_batch_tokens=256", "infra.loss_chunk_tokens=256")
+    by_torch = planner_of(*TOY, *sizes, "infra.loss_kernel=torch").step
+    by_liger = planner_of(*TOY, *sizes, "infra.loss_kernel=liger").step
+    rows, columns = by_torch.row.num_targets, 512
+    peaks = [step.first.peaks["head"]["logits"] for step in (by_torch, by_liger)]
+    assert peaks[0] - peaks[1] == pytest.approx(6 * rows * columns, rel=0.02)

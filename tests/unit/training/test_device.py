@@ -38,13 +38,52 @@ def test_a_precision_that_is_named_stays():
     ("overrides", "kernel"),
     [
         (["infra=local_cpu"], "segments"),
-        (["infra=local_cpu", "infra.compile=true"], "sdpa"),
+        (["infra=local_cpu", "infra.precision=fp32", "infra.compile=true"], "compiled_segments"),
+        (["infra=local_cpu", "infra.precision=bf16", "infra.compile=true"], "sdpa"),
         (["infra=local_gpu"], "flex"),
         (["infra=local_gpu", "infra.attention=sdpa"], "sdpa"),
     ],
 )
 def test_the_kernel_is_that_of_the_accelerator_unless_one_is_named(overrides, kernel):
     assert device.attention_kernel(load_config(overrides).infra) == kernel
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why_not", "kernel", "words"),
+    [
+        (["infra=local_cpu"], None, "torch", "attention by segments, loss by torch, fp32, on cpu"),
+        (["infra=local_gpu"], None, "liger", "attention by flex, loss by liger, bf16, on cuda"),
+        (
+            ["infra=local_gpu"],
+            "liger-kernel is not installed",
+            "torch",
+            "attention by flex, loss by torch (liger-kernel is not installed), bf16, on cuda",
+        ),
+        (
+            ["infra=local_gpu", "infra.loss_kernel=torch"],
+            None,
+            "torch",
+            "attention by flex, loss by torch, bf16, on cuda",
+        ),
+    ],
+)
+def test_the_loss_is_by_liger_where_it_can_be_and_the_run_says_so(monkeypatch, overrides, why_not, kernel, words):
+    monkeypatch.setattr(device.logit_kernels, "why_not_liger", lambda device: why_not)
+    infra = load_config(["infra.precision=fp32", *overrides] if overrides == ["infra=local_cpu"] else overrides).infra
+    assert device.loss_kernel(infra) == kernel
+    assert device.in_words(infra) == words
+
+
+def test_a_kernel_that_is_named_and_cannot_be_used_is_refused_with_what_to_install(monkeypatch):
+    infra = load_config(["infra=local_gpu", "infra.loss_kernel=liger"]).infra
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device.logit_kernels, "why_not_liger", lambda device: "liger-kernel is not installed")
+    with pytest.raises(
+        UserError, match=r"loss_kernel=liger: liger-kernel is not installed; pip install 'llmtrain\[cuda]'"
+    ):
+        device.check(infra)
+    with pytest.raises(UserError, match=r"loss_kernel=liger needs infra.accelerator=cuda; set infra.loss_kernel=auto"):
+        load_config(["infra.loss_kernel=liger"])
 
 
 class Products(torch.utils._python_dispatch.TorchDispatchMode):
@@ -57,11 +96,11 @@ class Products(torch.utils._python_dispatch.TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def stepped(network, shards, config, **changes) -> tuple[CrossEntropy, float, int]:
+def stepped(network, shards, config, number=0, **changes) -> tuple[CrossEntropy, float, int]:
     """(the module after a backward pass over a step, its loss, bytes that autograd itself kept until then)."""
     infra = config.infra.model_copy(update=changes)
     trainer = config.trainer.model_copy(update={"sequence_tokens": 64, "batch_rows": 2})
-    step = TextSteps(shards, trainer, 1_000, "documents", infra)[0]
+    step = TextSteps(shards, trainer, 1_000, "documents", infra)[number]
     module = CrossEntropy(network, trainer, infra, total_tokens=1_000)
     kept: dict[int, int] = {}
 
@@ -144,6 +183,8 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_once_for_all_steps(
         assert graphs > 0, "nothing was compiled"
         gradients = gradients_of(ours.model)
         _, again, _ = stepped(compiled, shards, pretrain_config, **changes)
+        others = {stepped(compiled, shards, pretrain_config, number, **changes)[1] for number in (1, 2, 3)}
+        assert len(others) == 3
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "compiled anew"
     finally:
         torch._dynamo.reset()
