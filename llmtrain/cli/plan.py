@@ -52,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     from llmtrain.plan.table import comparison, page
     from llmtrain.training import device
     from llmtrain.training.planned import planner
+    from llmtrain.training.resolve import already_prepared
 
+    data = already_prepared(config, Path(config.outputs_dir))
     plans: dict[str, Plan | str] = {}
     for infra, one in choices.items():
         outputs = Path(one.outputs_dir)
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             on_cpu = one.infra.accelerator == "cpu"
             if on_cpu:
                 device.apply(one.infra)
-            plans[infra] = planner(one, outputs, _process_bytes(outputs) if on_cpu else 0).plan()
+            plans[infra] = planner(one, outputs, _process_bytes(outputs) if on_cpu else 0, manifest=data).plan()
         except UserError as error:
             if not infra:
                 raise

@@ -4,9 +4,26 @@ import fcntl
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from llmtrain.files import whole_directory
+
+_only_looking = ContextVar("only_looking", default=False)
+
+
+class NotMade(Exception):
+    """A directory is not there, and this is `only_looking`."""
+
+
+@contextmanager
+def only_looking() -> Iterator[None]:
+    """In this block `make_once` raises NotMade instead of making anything."""
+    token = _only_looking.set(True)
+    try:
+        yield
+    finally:
+        _only_looking.reset(token)
 
 
 def make_once(target: Path, make: Callable[[Path], None], say: Callable[[str], None]) -> None:
@@ -17,6 +34,8 @@ def make_once(target: Path, make: Callable[[Path], None], say: Callable[[str], N
     """
     if target.exists():
         return
+    if _only_looking.get():
+        raise NotMade(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target.parent)
     with _locked(target, say):

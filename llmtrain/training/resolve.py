@@ -13,6 +13,7 @@ from llmtrain.config.frozen import FrozenRun, Resolved
 from llmtrain.config.model import HFModel, HFTokenizer, Qwen3Model, Tokenizer
 from llmtrain.config.root import TrainConfig, context_fits
 from llmtrain.config.trainer import DistillTrainer, PretrainTrainer
+from llmtrain.data.once import NotMade, only_looking
 from llmtrain.data.prepare import load_prepared_tokenizer, prepare_text, prepare_tokenizer
 from llmtrain.data.prepare_chats import prepare_chats
 from llmtrain.data.prepare_preferences import prepare_preferences
@@ -63,20 +64,10 @@ def resolve(
     _adapter_fits(config)
     published = None if isinstance(config.model, Qwen3Model) else obtain(config.model, outputs, say)
     parent = _known_parent(config, published, outputs)
-    text_data = config.data if isinstance(config.data, TextData) else config.data.text()
-    tokenizer_directory = prepare_tokenizer(_tokenizer(config, published, parent), text_data, outputs, say)
-    tokenizer_hash = _fitting_tokenizer_sha256(config, published, tokenizer_directory)
-    if parent is not None and parent.record is not None and parent.record.tokenizer_sha256 != tokenizer_hash:
-        raise IntegrityError(f"{parent.directory}: the tokenizer is not the one of the training; restore its files")
+    tokenizer_directory = _prepared_tokenizer(config, published, parent, outputs, say)
+    tokenizer_hash = (tokenizer_directory / "sha256").read_text()
     teacher = _teacher(config, tokenizer_directory, outputs)
-    text = prepare_text(text_data, tokenizer_directory, outputs, say)
-    pairs = chats = None
-    longest = config.trainer.sequence_tokens
-    match config.data:
-        case PreferenceData() as data:
-            pairs = prepare_preferences(data, text, tokenizer_directory, outputs, say, max_tokens=longest)
-        case ChatData() as data:
-            chats = prepare_chats(data, text, tokenizer_directory, outputs, say, max_tokens=longest)
+    text, pairs, chats = _prepared_data(config, tokenizer_directory, outputs, say)
     if parent is None and _init_from(config) == LATEST:  # last: a base may have to be trained
         parent = latest(config, tokenizer_hash, outputs, train_base, say)
     if parent is not None and parent.record and parent.record.dataset_sha256 != text.content_sha256:
@@ -106,6 +97,50 @@ def resolve(
         attempt=1,
     )
     return frozen, Inputs(tokenizer_directory, text, pairs, chats, parent, teacher, shape)
+
+
+def already_prepared(config: TrainConfig, outputs: Path) -> DatasetManifest | None:
+    """The prepared data that a run of `config` would learn from, where they are there; nothing is prepared."""
+    try:
+        with only_looking():
+            published = (
+                None if isinstance(config.model, Qwen3Model) else obtain(config.model, outputs, lambda line: None)
+            )
+            parent = _known_parent(config, published, outputs)
+            tokenizer_directory = _prepared_tokenizer(config, published, parent, outputs, lambda line: None)
+            manifests = _prepared_data(config, tokenizer_directory, outputs, lambda line: None)
+    except (NotMade, UserError, IntegrityError):  # what keeps a run from starting is said when one is started
+        return None
+    return next(manifest for manifest in reversed(manifests) if manifest)
+
+
+def _prepared_tokenizer(
+    config: TrainConfig, published: Published | None, parent: StoredModel | None, outputs: Path, say: Say
+) -> Path:
+    directory = prepare_tokenizer(_tokenizer(config, published, parent), _text_data(config), outputs, say)
+    found = _fitting_tokenizer_sha256(config, published, directory)
+    if parent is not None and parent.record is not None and parent.record.tokenizer_sha256 != found:
+        raise IntegrityError(f"{parent.directory}: the tokenizer is not the one of the training; restore its files")
+    return directory
+
+
+def _prepared_data(
+    config: TrainConfig, tokenizer_directory: Path, outputs: Path, say: Say
+) -> tuple[DatasetManifest, DatasetManifest | None, DatasetManifest | None]:
+    """(text, pairs, chats): the text, and what the trainer needs of the others."""
+    text = prepare_text(_text_data(config), tokenizer_directory, outputs, say)
+    longest = config.trainer.sequence_tokens
+    match config.data:
+        case PreferenceData() as data:
+            return text, prepare_preferences(data, text, tokenizer_directory, outputs, say, max_tokens=longest), None
+        case ChatData() as data:
+            return text, None, prepare_chats(data, text, tokenizer_directory, outputs, say, max_tokens=longest)
+        case _:
+            return text, None, None
+
+
+def _text_data(config: TrainConfig) -> TextData:
+    return config.data if isinstance(config.data, TextData) else config.data.text()
 
 
 def inputs_of(frozen: FrozenRun, outputs: Path) -> Inputs:

@@ -10,13 +10,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmtrain.artifacts import TrainedModel, weights_sha256
+from llmtrain.cli import plan
 from llmtrain.config.compose import load_config
+from llmtrain.config.data import TextData
 from llmtrain.config.frozen import FrozenRun
 from llmtrain.errors import CheckpointMismatch, IntegrityError, TokenizerMismatch, UserError
 from llmtrain.models import directory as model_directory
 from llmtrain.models.build import build, shape_sha256
 from llmtrain.registry.registry import Registry
-from llmtrain.training.resolve import Inputs, inputs_of, resolve
+from llmtrain.training.resolve import Inputs, already_prepared, inputs_of, resolve
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs to a river where it drinks cold water"
 WORDS = TEXT.split()
@@ -308,3 +310,42 @@ def test_other_data_in_their_place_are_found(outputs: Path):
     manifest.write_text(manifest.read_text().replace(inputs.text.content_sha256, "0" * 64))
     with pytest.raises(IntegrityError, match="other data than this run was frozen with"):
         inputs_of(frozen, outputs)
+
+
+def test_prepared_data_are_found_for_a_plan_and_none_are_prepared(outputs: Path, published: Path, tmp_path: Path):
+    hf = ("model=hf", f"model.path={published}", "model.name=published")
+    for settings in (
+        sft(*hf),
+        dpo(*hf),
+        config("trainer=distill", "data=text_files", f"trainer.teacher={published}", *hf),
+    ):
+        before = sorted(outputs.rglob("*"))
+        data = already_prepared(settings, outputs)
+        assert sorted(outputs.rglob("*")) == before
+        if not isinstance(settings.data, TextData):  # the text is what `published` was made with
+            assert data is None
+        _, inputs = resolved(settings, outputs)
+        assert already_prepared(settings, outputs) == inputs.manifests[-1]
+    assert already_prepared(dpo(*hf, "trainer.sequence_tokens=40"), outputs) is None, "other pairs fit"
+    (tmp_path / "pairs.jsonl").write_text("")
+    assert already_prepared(dpo(*hf), outputs) is None, "the file is another one"
+
+
+def test_a_plan_knows_the_steps_of_prepared_pairs(published: Path, capsys: pytest.CaptureFixture[str]):
+    pairs = "data.pairs={kind: jsonl, paths: [pairs.jsonl], licence: MIT, template: plain}"
+    line = [
+        *("trainer=dpo", "model=hf", f"model.path={published}", "model.name=published", "infra=h100", pairs),
+        *("data.corpus={kind: files, paths: [text/*.txt], licence: MIT}", "data.validation_share=0.2"),
+        *("data.test_share=0.2", "trainer.sequence_tokens=64", "trainer.batch_rows=4", "trainer.epochs=3"),
+    ]
+    assert plan.main([*line, "--json"]) == 0
+    unknown = json.loads(capsys.readouterr().out)
+    assert unknown["steps"] is None
+    assert unknown["workload_from"].endswith("a guess: the data are not prepared")
+    _, inputs = resolved(load_config([*line, "infra=local_cpu"]), Path("outputs"))
+    assert plan.main([*line, "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    number = inputs.pairs.splits["train"].num_documents
+    assert 10 < number < 40
+    assert known["steps"] == -(-3 * number // 4)
+    assert known["workload_from"].endswith("the mean of the prepared data")
