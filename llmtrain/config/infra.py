@@ -43,11 +43,11 @@ class Infra(Settings):
     `auto` takes it where it can be used. Said at the start."""
     attention: Annotated[Literal["auto", "segments", "sdpa", "flex"], Changes.PERFORMANCE, Added(3, "auto")]
     """The kernel of packed rows: `segments` runs each document on its own, `sdpa` the whole row under a mask, `flex` is
-    FlexAttention with a block mask; `auto` takes `flex` on CUDA and `segments` elsewhere, but `sdpa` in bf16 where
-    blocks are compiled. Said at the start."""
+    FlexAttention with a block mask; `auto` takes `flex` on CUDA and `segments` elsewhere. Said at the start."""
     compile: Annotated[bool, Changes.PERFORMANCE, Added(3, False)]
-    """torch.compile for each decoder block: minutes at the first step, faster steps; rows are padded to
-    `micro_batch_tokens`, so that shapes stay the same."""
+    """torch.compile for each decoder block: a minute at the first step, faster steps; rows are padded to
+    `micro_batch_tokens`, so that shapes stay the same: choose it so that they are nearly full. A CPU needs a C++
+    compiler."""
     activation_checkpointing: Annotated[Literal["none", "selective", "full"], Changes.PERFORMANCE, Added(3, "none")]
     """What the backward pass computes again instead of keeping: nothing, all but matrix products and attention, or
     whole blocks. Less memory, up to a third more time."""

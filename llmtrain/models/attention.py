@@ -146,8 +146,8 @@ def segment_attention(
         )
         return found
     _refuse_unknown(module, others)
-    exact = query.dtype.itemsize >= 4 and not torch.is_autocast_enabled(query.device.type)
-    if query.device.type == "cpu" and exact and not dropout:
+    in_blocks = query.dtype.itemsize >= 4 or torch.is_autocast_enabled("cpu")  # which casts them to fp32
+    if query.device.type == "cpu" and in_blocks and not dropout:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return block_attention(query, key, value, list(segments), scale), None
     groups = query.shape[1] // key.shape[1]

@@ -161,6 +161,7 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
 
 
 block_attention.register_autograd(_backward, setup_context=_keep)
+block_attention.register_autocast("cpu", torch.float32)
 
 
 @torch.library.custom_op("llmtrain::compiled_block_attention", mutates_args=())
@@ -191,6 +192,7 @@ def _backward_compiled(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
 
 
 compiled_block_attention.register_autograd(_backward_compiled, setup_context=_keep_compiled)
+compiled_block_attention.register_autocast("cpu", torch.float32)
 
 
 def _flops(products: int) -> Callable[..., int]:

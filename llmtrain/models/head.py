@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmtrain.models.logit_kernels import at_least_fp32, log_probs_and_gradient
-from llmtrain.models.logprobs import as_autocast, logits_memory
+from llmtrain.models.logprobs import as_autocast, filled_up, logits_memory, rows_filled_up
 
 LossOfSums = Callable[[Tensor, slice], Tensor]
 """(log-probability sums of some owners [owners], which owners they are) -> the sum of their losses, a scalar."""
@@ -102,10 +102,15 @@ class _Gradients:
             self._add_to_weight(of_logits.T, hidden)
 
     def add_rows(self, where: slice, of_logits: Tensor, scale: Tensor, hidden: Tensor, weight: Tensor) -> None:
-        """The same for `scale * of_logits`, one factor a target, without writing that down."""
-        of_logits, scale = of_logits.to(hidden.dtype), scale.to(hidden.dtype)[:, None]
+        """The same for `scale * of_logits`, one factor a target, without writing that down; of_logits [rows,
+        vocabulary] and hidden [rows, width] may have more rows than there are targets, of zeros."""
+        scale = filled_up(scale.to(hidden.dtype)[:, None])
         if self.hidden is not None:
-            torch.mm(of_logits, weight, out=self.hidden[where]).mul_(scale)
+            of_hidden = self.hidden[where]
+            if len(of_hidden) == len(of_logits):
+                torch.mm(of_logits, weight, out=of_hidden).mul_(scale)
+            else:
+                of_hidden.copy_((torch.mm(of_logits, weight) * scale)[: len(of_hidden)])
         if self.weight is not None:
             self._add_to_weight(of_logits.T, hidden * scale)
 
@@ -143,7 +148,7 @@ class _LossOfSums(torch.autograd.Function):
             for part, of_part in zip(parts, torch.split(upstream, [_size(part) for part in parts]), strict=True):
                 if len(parts) > 1:
                     logits.log_probs(part, targets)
-                gradients.add_rows(part, logits.gradient, -of_part, hidden[part], cast)
+                gradients.add_rows(part, logits.of_rows, -of_part, logits.rows, cast)
         ctx.gradients = gradients
         return total
 
@@ -181,15 +186,16 @@ class _Logits:
 
     def __init__(self, chunks: Sequence[Chunk], chunk_tokens: int, hidden: Tensor, weight: Tensor) -> None:
         self.hidden, self.weight = hidden, weight
-        rows = max([0, *(_size(part) for chunk in chunks for part in _cut(chunk.targets, chunk_tokens))])
-        self.memory = logits_memory(hidden, rows, len(weight))
-        self.gradient = self.memory
+        most = max([0, *(_size(part) for chunk in chunks for part in _cut(chunk.targets, chunk_tokens))])
+        self.memory = logits_memory(hidden, rows_filled_up(most, hidden), len(weight))
+        self.rows, self.of_rows = hidden, self.memory
 
     def log_probs(self, where: slice, targets: Tensor) -> Tensor:
-        """[targets] log-probabilities; `gradient` [targets, vocabulary] is then that of each, negated."""
-        logits = torch.mm(self.hidden[where], self.weight.T, out=self.memory[: _size(where)])
-        found, self.gradient = log_probs_and_gradient(logits, targets[where])
-        return found
+        """[targets] log-probabilities. `rows` [rows, width] are then their hidden states and `of_rows` [rows,
+        vocabulary] the gradients by their logits, negated: as many as targets, or some more of zeros."""
+        self.rows = filled_up(self.hidden[where])
+        self.of_rows = torch.mm(self.rows, self.weight.T, out=self.memory[: len(self.rows)])
+        return log_probs_and_gradient(self.of_rows[: _size(where)], targets[where])
 
 
 def _loss_and_gradient(log_probs: Tensor, owners: Tensor, chunk: Chunk, loss: LossOfSums) -> tuple[Tensor, Tensor]:

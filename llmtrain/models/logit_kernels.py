@@ -1,8 +1,8 @@
 """From a chunk of logits to the log-probabilities of targets and their gradients: two kernels that compute the same.
 
-`torch`: PyTorch's operators, in at least fp32.
-`liger`: the Triton kernel of liger-kernel (arXiv 2410.10989), which reads the logits twice and writes the gradient in
-their place and in their type, so that a bf16 logit costs a quarter of the memory traffic. CUDA.
+`torch`: PyTorch's operators, in at least fp32: of bf16 logits there is a copy.
+`liger`: the Triton kernel of liger-kernel (arXiv 2410.10989), which reads the logits twice and writes them once: a
+quarter of the memory traffic of bf16. CUDA.
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,8 @@ def why_not_liger(device: str) -> str | None:
         return "PyTorch sees no CUDA device"
     logits = torch.linspace(-9, 9, 5 * 301, device=device).sin().mul(9).view(301, 5).T.contiguous()
     targets = torch.arange(0, 300, 60, device=device)
-    wanted, wanted_gradient = _by_torch(logits.clone(), targets)
+    wanted_gradient = logits.clone()
+    wanted = _by_torch(wanted_gradient, targets)
     try:
         found = liger_log_probs(logits, targets, True)
     except Exception as error:  # another version's kernel, or Triton without a compiler or a device
@@ -68,14 +69,12 @@ def log_probs(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(1, targets[:, None]).squeeze(1)
 
 
-def log_probs_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, and [targets, vocabulary] the gradient of each by its logits, negated: softmax less one-hot.
+def log_probs_and_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """The same, and `logits` become the gradient of each by its logits, negated: softmax less one-hot, in their type.
 
     The one is subtracted before the gradient is rounded: of a target that is nearly certain, bf16 would leave nothing.
     """
-    if _by_liger(logits):
-        return liger_log_probs(logits, targets, True), logits
-    return _by_torch(logits, targets)
+    return liger_log_probs(logits, targets, True) if _by_liger(logits) else _by_torch(logits, targets)
 
 
 def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
@@ -87,16 +86,18 @@ def _by_liger(logits: Tensor) -> bool:
     return _chosen == "liger" and logits.dtype != torch.float64
 
 
-def _by_torch(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _by_torch(logits: Tensor, targets: Tensor) -> Tensor:
     """One softmax in place and two maxima cost half of a log-softmax that is then exponentiated: the logarithm of the
     softmax's sum is that of the largest probability, negated."""
-    logits = logits.to(at_least_fp32(logits.dtype))
+    exact = logits.to(at_least_fp32(logits.dtype))
     of_targets = torch.arange(len(targets), device=targets.device), targets
-    found = logits[of_targets] - logits.amax(1)
-    gradient = torch.softmax(logits, dim=-1, out=logits)
-    found += gradient.amax(1).log_()
-    gradient[of_targets] -= 1
-    return found, gradient
+    found = exact[of_targets] - exact.amax(1)
+    torch.softmax(exact, dim=-1, out=exact)
+    found += exact.amax(1).log_()
+    exact[of_targets] -= 1
+    if exact is not logits:
+        logits.copy_(exact)
+    return found
 
 
 @torch.library.custom_op("llmtrain::liger_log_probs", mutates_args=("logits",))

@@ -35,12 +35,24 @@ def token_log_probs(hidden: Tensor, output: nn.Linear, targets: Tensor, chunk_to
     hidden, weight = as_autocast(hidden, output.weight)
     num_chunks = max(1, -(-len(hidden) // chunk_tokens))
     parts = hidden.tensor_split(num_chunks)  # of equal size: products of one to three rows lose a digit in fp32
-    memory = logits_memory(hidden, len(parts[0]), len(weight))
+    memory = logits_memory(hidden, rows_filled_up(len(parts[0]), hidden), len(weight))
     found = []
     for part, ids in zip(parts, targets.tensor_split(num_chunks), strict=True):
-        logits = torch.mm(part, weight.T, out=memory[: len(part)])
-        found.append(log_probs(logits, ids))
+        rows = filled_up(part)
+        logits = torch.mm(rows, weight.T, out=memory[: len(rows)])
+        found.append(log_probs(logits[: len(part)], ids))
     return torch.cat(found)
+
+
+def filled_up(rows: Tensor) -> Tensor:
+    """rows [rows, width], with rows of zeros up to `rows_filled_up`."""
+    lacking = rows_filled_up(len(rows), rows) - len(rows)
+    return torch.cat([rows, rows.new_zeros(lacking, rows.shape[1])]) if lacking else rows
+
+
+def rows_filled_up(count: int, like: Tensor) -> int:
+    """Rows of a product with tensors as `like`: `count`, in bf16 on a CPU the next multiple of `SAME_SHAPE`."""
+    return -(-count // SAME_SHAPE) * SAME_SHAPE if like.device.type == "cpu" and like.dtype.itemsize == 2 else count
 
 
 def as_autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,6 +62,8 @@ def as_autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.to(dtype), weight.to(dtype)
 
 
+SAME_SHAPE = 128
+"""Of a product in bf16, oneDNN makes code for each new shape, and keeps it: milliseconds, and a megabyte or two."""
 _KEPT: dict[torch.dtype, Tensor] = {}
 
 

@@ -201,6 +201,13 @@ def flop_formula(operator: Any) -> Callable[..., int] | None:
     return found
 
 
+def shapes_of_products(trace: Trace, dtype: torch.dtype) -> set[tuple[Shape, ...]]:
+    """The operands of the matrix products in `dtype`, each pair once."""
+    products = [op for op in trace.ops if op.name.startswith(("aten.mm", "aten.addmm"))]
+    operands = [tuple(arg for arg in op.args if isinstance(arg, Shape))[-2:] for op in products]
+    return {shapes for shapes in operands if all(shape.dtype == dtype for shape in shapes)}
+
+
 def shape_of(tensor: Tensor) -> Shape:
     return Shape(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
 

@@ -34,16 +34,31 @@ def resolve(infra: Infra) -> Infra:
 
 
 def check(infra: Infra) -> None:
-    """Raises UserError where this machine lacks the accelerator, or the kernel that was asked for by name."""
+    """Raises UserError where this machine lacks the accelerator, a compiler, or a kernel that was asked for by name."""
     if infra.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "infra.accelerator=cuda, but PyTorch sees no CUDA device: choose infra=local_cpu, "
             "or install a CUDA build of torch and check nvidia-smi"
         )
+    if infra.compile and infra.accelerator == "cpu":
+        _check_compiler()
     if infra.loss_kernel == "liger" and (reason := logit_kernels.why_not_liger(infra.accelerator)):
         raise UserError(
             f"infra.loss_kernel=liger: {reason}; pip install 'llmtrain[cuda]', or set infra.loss_kernel=auto"
         )
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise UserError(
+            f"infra.compile=true needs a C++ compiler: {str(error).rstrip('.')}. Install one (apt-get install g++), "
+            f"name yours in the environment variable CXX, or set infra.compile=false"
+        ) from error
 
 
 def is_known(infra: Infra) -> bool:
@@ -70,9 +85,7 @@ def attention_kernel(infra: Infra) -> Kernel:
         return infra.attention
     if infra.accelerator == "cuda":
         return "flex"
-    if not infra.compile:
-        return "segments"
-    return "compiled_segments" if infra.precision == "fp32" else "sdpa"
+    return "compiled_segments" if infra.compile else "segments"
 
 
 def loss_kernel(infra: Infra) -> logit_kernels.Kernel:

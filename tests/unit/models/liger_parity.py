@@ -45,7 +45,7 @@ def of_logits(dtype: torch.dtype, rows: int, columns: int) -> dict[str, float]:
     exact[of_targets] = torch.expm1(wanted)
     with logit_kernels.using("liger"):
         log_probs = logit_kernels.log_probs(logits, targets)
-        again, gradient = logit_kernels.log_probs_and_gradient(logits, targets)
+        again, gradient = logit_kernels.log_probs_and_gradient(logits, targets), logits
     assert again.dtype == torch.float32
     assert gradient.dtype == dtype
     differences = gradient.double() - exact

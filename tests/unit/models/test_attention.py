@@ -56,15 +56,32 @@ def test_each_shape_of_segment_is_one_call(monkeypatch):
         return scaled_dot_product_attention(query, *others, **named)
 
     monkeypatch.setattr(attention, "scaled_dot_product_attention", counted)
-    model, packed = qwen3(num_hidden_layers=1), pack(some_trees())
+    model, packed = qwen3(num_hidden_layers=1).bfloat16(), pack(some_trees())
     use(model, "segments")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden_states(model, packed)
+    hidden_states(model, packed)
     shapes = by_shape(numbers_of(packed.segments))
     assert sorted(calls) == sorted((len(members), length) for (length, _), members in shapes.items())
     assert (2, 8) in calls, "the two documents of nine tokens go together"
     assert (2, 4) in calls, "and so do the two rejected answers of five tokens with prompts of four"
     assert sum(count * length for count, length in calls) == packed.num_tokens
+
+
+def test_under_autocast_a_cpu_attends_in_fp32(monkeypatch):
+    """oneDNN would make code for the shape of each product of SDPA's in bf16, and keep it."""
+    monkeypatch.delattr(attention, "scaled_dot_product_attention")
+    query, key, value = (torch.randn(1, 2, 40, 8, dtype=torch.bfloat16).requires_grad_() for _ in range(3))
+    segments = [0, 30, 0, 0, 30, 40, 0, 9]
+    found = {}
+    for name, autocast in (("autocast", True), ("fp32", False)):
+        inputs = [t if autocast else t.detach().float().requires_grad_() for t in (query, key, value)]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            attended, _ = segment_attention(torch.nn.Identity(), *inputs, None, segments=segments)
+        assert attended.dtype == torch.float32
+        found[name] = [attended, *torch.autograd.grad(attended.square().sum(), inputs)]
+    assert torch.equal(found["autocast"][0], found["fp32"][0])
+    for ours, exact in zip(found["autocast"][1:], found["fp32"][1:], strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert torch.equal(ours, exact.bfloat16())
 
 
 def test_dropout_is_drawn_within_segments_too():

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, logsigmoid
 
 from llmtrain.models.head import Chunk, chunks_of, loss_of_logits, loss_of_sums, loss_of_tokens
+from llmtrain.models.logprobs import token_log_probs
 
 WIDTH = 12
 
@@ -232,3 +233,34 @@ def test_a_group_that_is_longer_than_a_chunk_is_passed_over_twice_and_no_other()
     with Products() as products:
         loss_of_sums(hidden, weight, targets, owners, chunks_of([4, 10, 3, 3], 2, 8), pairwise_loss, 8)
     assert products.rows == 14 + 14 + 6
+
+
+class Rows(torch.utils._python_dispatch.TorchDispatchMode):
+    """The sizes of all operands of matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.__name__.startswith(("mm", "addmm")):
+            self.sizes |= {size for arg in args if isinstance(arg, Tensor) for size in arg.shape}
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("precision", "rows"), [("bf16", {128, 256}), ("fp32", {5, 100, 129, 200, 256})])
+def test_products_in_bf16_on_a_cpu_have_few_shapes(precision, rows):
+    """oneDNN makes code for each: rows are filled up to multiples of 128, in training and in scoring."""
+    output, sizes = torch.nn.Linear(WIDTH, 97, bias=False), set()
+    for number in (5, 100, 129, 200, 256):
+        hidden, _, targets = setting(number, 97, torch.float32)
+        exact = cross_entropy(hidden @ output.weight.T, targets, reduction="sum")
+        with Rows() as seen, torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            loss = loss_of_tokens(hidden, output.weight, targets, 1.0, 1_000)
+            scored = token_log_probs(hidden, output, targets, 1_000)
+        sizes |= seen.sizes
+        assert loss.item() == pytest.approx(exact.item(), rel=1e-2)
+        assert (len(scored), -scored.sum().item()) == (number, pytest.approx(exact.item(), rel=1e-2))
+        ours, theirs = (torch.autograd.grad(total, (hidden, output.weight)) for total in (loss, exact))
+        assert_near(list(ours), list(theirs), 2e-2)
+    assert sizes - {WIDTH, 97} == rows

@@ -1,6 +1,7 @@
 """What a config asks of a machine is resolved, or refused; what is computed again or compiled is the same."""
 
 import copy
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,7 @@ def test_a_precision_that_is_named_stays():
     ("overrides", "kernel"),
     [
         (["infra=local_cpu"], "segments"),
-        (["infra=local_cpu", "infra.precision=fp32", "infra.compile=true"], "compiled_segments"),
-        (["infra=local_cpu", "infra.precision=bf16", "infra.compile=true"], "sdpa"),
+        (["infra=local_cpu", "infra.compile=true"], "compiled_segments"),
         (["infra=local_gpu"], "flex"),
         (["infra=local_gpu", "infra.attention=sdpa"], "sdpa"),
     ],
@@ -84,6 +84,17 @@ def test_a_kernel_that_is_named_and_cannot_be_used_is_refused_with_what_to_insta
         device.check(infra)
     with pytest.raises(UserError, match=r"loss_kernel=liger needs infra.accelerator=cuda; set infra.loss_kernel=auto"):
         load_config(["infra.loss_kernel=liger"])
+
+
+def test_compiling_on_a_cpu_without_a_compiler_is_refused_with_what_to_install(monkeypatch):
+    infra = load_config(["infra.compile=true"]).infra
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/nonexistent/g++"))
+    with pytest.raises(
+        UserError, match=r"needs a C\+\+ compiler: .*apt-get install g\+\+.*or set infra\.compile=false"
+    ):
+        device.check(infra)
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, sys.executable))  # whatever starts
+    device.check(infra)
 
 
 class Products(torch.utils._python_dispatch.TorchDispatchMode):
