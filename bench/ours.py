@@ -26,6 +26,7 @@ def network_of(config: TrainConfig) -> PreTrainedModel:
 def prepared(config: TrainConfig) -> PreTrainedModel:
     """The same, with llmtrain's own settings and attention."""
     device.apply(config.infra)
+    device.use_loss_kernel(config.infra)
     network = network_of(config)
     attention.use(network, device.attention_kernel(config.infra))
     return network

@@ -26,6 +26,11 @@ def only_looking() -> Iterator[None]:
         _only_looking.reset(token)
 
 
+def is_only_looking() -> bool:
+    """Is this `only_looking`? Then nothing is fetched from a network either."""
+    return _only_looking.get()
+
+
 def make_once(target: Path, make: Callable[[Path], None], say: Callable[[str], None]) -> None:
     """Fill `target` by `make`, unless it exists: whole or not at all, by one process at a time.
 
@@ -34,7 +39,7 @@ def make_once(target: Path, make: Callable[[Path], None], say: Callable[[str], N
     """
     if target.exists():
         return
-    if _only_looking.get():
+    if is_only_looking():
         raise NotMade(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target.parent)

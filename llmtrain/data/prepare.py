@@ -11,7 +11,7 @@ from llmtrain.config.base import Changes, content_hash
 from llmtrain.config.data import TextData
 from llmtrain.config.model import Characters, HFTokenizer, Tokenizer, TrainedBPE
 from llmtrain.data.corpus import Document, fingerprint
-from llmtrain.data.once import make_once
+from llmtrain.data.once import is_only_looking, make_once
 from llmtrain.data.prepared import json_line, key_of, read_manifest, write_manifest
 from llmtrain.data.splits import SPLITS, SplitCorpus, text_digest
 from llmtrain.data.text import ShardWriter, smallest_dtype
@@ -39,7 +39,7 @@ def prepare_tokenizer(tokenizer: Tokenizer, data: TextData, outputs: Path, say: 
             files = sorted(path for pattern in TOKENIZER_FILES for path in directory.glob(pattern))
             key = key_of("hf", [[path.name, sha256_of(path)] for path in files])
         case HFTokenizer():
-            key = key_of("hf", tokenizer_sha256(load_tokenizer(tokenizer.path)))
+            key = key_of("hf", tokenizer_sha256(load_tokenizer(tokenizer.path, fetch=not is_only_looking())))
     target = outputs / "tokenizers" / key
 
     def training_texts() -> Iterator[str]:

@@ -132,8 +132,8 @@ def collect_characters(texts: Iterable[str], directory: Path) -> None:
     ).save_pretrained(directory)
 
 
-def load_tokenizer(path_or_hub_id: str | Path) -> Any:
-    """The `PreTrainedTokenizerFast` of a directory or of the Hugging Face hub.
+def load_tokenizer(path_or_hub_id: str | Path, *, fetch: bool = True) -> Any:
+    """The `PreTrainedTokenizerFast` of a directory or of the Hugging Face hub, without `fetch` of its cache only.
 
     Raises DataError where there is no such directory and no such repository can be reached, or a file is damaged, and
     TokenizerMismatch for a tokenizer that has no tokenizer.json or no end-of-text token.
@@ -155,7 +155,7 @@ def load_tokenizer(path_or_hub_id: str | Path) -> Any:
         raise DataError(f"no tokenizer at {directory.absolute()}: no such directory; correct model.tokenizer.path")
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=not fetch)
         except OSError as error:
             raise DataError(
                 f"tokenizer '{name}': there is no such directory here, and the Hugging Face hub gave none either "

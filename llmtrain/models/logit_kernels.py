@@ -7,7 +7,6 @@ quarter of the memory traffic of bf16. CUDA.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
 from typing import Literal
 
@@ -40,13 +39,15 @@ def using(kernel: Kernel) -> Iterator[None]:
         use(before)
 
 
-@cache
+def is_installed() -> bool:
+    """Is the package liger-kernel?"""
+    return find_spec("liger_kernel") is not None
+
+
 def why_not_liger(device: str) -> str | None:
-    """What keeps Liger's kernel from this process and device, seen by trying it; None where it does as torch does."""
-    if find_spec("liger_kernel") is None:
+    """What keeps Liger's kernel from this process's `device`, seen by trying it; None where it does as torch does."""
+    if not is_installed():
         return "liger-kernel is not installed"
-    if device == "cuda" and not torch.cuda.is_available():
-        return "PyTorch sees no CUDA device"
     logits = torch.linspace(-9, 9, 5 * 301, device=device).sin().mul(9).view(301, 5).T.contiguous()
     targets = torch.arange(0, 300, 60, device=device)
     wanted_gradient = logits.clone()
@@ -123,7 +124,7 @@ def liger_log_probs(logits: Tensor, targets: Tensor, with_gradient: bool) -> Ten
         BLOCK_SIZE=min(MAX_FUSED_SIZE, 1 << (columns - 1).bit_length()),
         HAS_GRADIENTS=with_gradient,
         num_warps=32,  # as Liger chooses on Hopper and before it
-        # the mean over targets that are not ignored:
+        # no mean, and no target ignored:
         reduction="none",
         n_non_ignore=rows,
         sum_non_ignore_weight=rows,

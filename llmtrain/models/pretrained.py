@@ -39,10 +39,10 @@ class Published:
     """Longest context, in tokens; None where the architecture has no limit."""
 
 
-def locate(model: HFModel, say: Callable[[str], None]) -> Path:
-    """The model's directory on this machine, fetched where it is not here. Raises UserError where it cannot be had, or
-    has no safetensors."""
-    directory = _local(model) or _from_the_hub(model, say)
+def locate(model: HFModel, say: Callable[[str], None], *, fetch: bool = True) -> Path:
+    """The model's directory on this machine, fetched, but not without `fetch`, where it is not here. Raises UserError
+    where it cannot be had, or has no safetensors."""
+    directory = _local(model) or _from_the_hub(model, say, fetch)
     check_files(directory)
     return directory
 
@@ -142,8 +142,8 @@ def _local(model: HFModel) -> Path | None:
     return None
 
 
-def _from_the_hub(model: HFModel, say: Callable[[str], None]) -> Path:
-    """The newest snapshot of a hub id, in Hugging Face's cache; without a network, the one that is there."""
+def _from_the_hub(model: HFModel, say: Callable[[str], None], fetch: bool) -> Path:
+    """The newest snapshot of a hub id, in Hugging Face's cache; without network or `fetch`, the one that is there."""
     say(f"looking for {model.path} on the Hugging Face hub and in its cache")
     try:
         return Path(
@@ -152,6 +152,7 @@ def _from_the_hub(model: HFModel, say: Callable[[str], None]) -> Path:
                 revision=model.revision,
                 allow_patterns=WANTED_FILES,
                 ignore_patterns=["consolidated*", "*/*"],  # the same weights again, in other forms
+                local_files_only=not fetch,
             )
         )
     except (OSError, ValueError) as error:

@@ -12,6 +12,8 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import AttentionInterface, PreTrainedModel
 
 from llmtrain.config.adapter import QLoRAAdapter
+from llmtrain.config.hardware import MeasuredHardware
+from llmtrain.config.infra import Infra
 from llmtrain.config.root import TrainConfig
 from llmtrain.config.trainer import DistillTrainer, DPOTrainer
 from llmtrain.models import attention, logit_kernels
@@ -238,10 +240,9 @@ def _micro_batch(config: TrainConfig, model: PreTrainedModel, row: Row, tracer: 
     kernel = {} if config.infra.accelerator == "cuda" else _mask_arguments(row)
     bf16 = config.infra.precision == "bf16"
     weight = model.get_output_embeddings().weight
-    known = logit_kernels.chosen()  # what `auto` means in this process
     tracer.begin("forward")
     with (
-        logit_kernels.using("liger" if config.infra.loss_kernel == "liger" else known),
+        logit_kernels.using(_loss_kernel(config.infra)),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16),
     ):
         states = model.base_model(
@@ -256,6 +257,13 @@ def _micro_batch(config: TrainConfig, model: PreTrainedModel, row: Row, tracer: 
     loss.backward(gradient=torch.tensor(1.0))  # type: ignore[no-untyped-call]
     del loss
     tracer.begin("setup")
+
+
+def _loss_kernel(infra: Infra) -> logit_kernels.Kernel:
+    """What `infra.loss_kernel` will mean: `auto` is Liger's where the device is this machine's and Liger is here."""
+    here = isinstance(infra.hardware, MeasuredHardware) and logit_kernels.is_installed()
+    by_auto = infra.loss_kernel == "auto" and infra.accelerator == "cuda" and here
+    return "liger" if by_auto or infra.loss_kernel == "liger" else "torch"
 
 
 def _loss(config: TrainConfig, hidden: Tensor, weight: Tensor, targets: Tensor, owners: Tensor, row: Row) -> Tensor:

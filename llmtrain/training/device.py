@@ -42,10 +42,8 @@ def check(infra: Infra) -> None:
         )
     if infra.compile and infra.accelerator == "cpu":
         _check_compiler()
-    if infra.loss_kernel == "liger" and (reason := logit_kernels.why_not_liger(infra.accelerator)):
-        raise UserError(
-            f"infra.loss_kernel=liger: {reason}; pip install 'llmtrain[cuda]', or set infra.loss_kernel=auto"
-        )
+    if infra.loss_kernel == "liger" and not logit_kernels.is_installed():
+        raise UserError("infra.loss_kernel=liger: " + NO_LIGER.format("liger-kernel is not installed"))
 
 
 def _check_compiler() -> None:
@@ -67,7 +65,7 @@ def is_known(infra: Infra) -> bool:
 
 
 def apply(infra: Infra) -> None:
-    """Set threads, determinism and the logits' kernel for this process, one of its machine's ranks."""
+    """Set threads, determinism and the fp32 matrix product's mode for this process, one of its machine's ranks."""
     on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(infra.threads or max(1, len(os.sched_getaffinity(0)) // on_this_machine))
     if infra.deterministic:
@@ -75,7 +73,6 @@ def apply(infra: Infra) -> None:
     torch.use_deterministic_algorithms(infra.deterministic)
     # NaN into all that is allocated costs a fifth of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    logit_kernels.use(loss_kernel(infra))
     os.environ.setdefault("DS_ACCELERATOR", infra.accelerator)  # accelerate imports DeepSpeed, which else warns of it
 
 
@@ -88,21 +85,23 @@ def attention_kernel(infra: Infra) -> Kernel:
     return "compiled_segments" if infra.compile else "segments"
 
 
-def loss_kernel(infra: Infra) -> logit_kernels.Kernel:
-    """What `infra.loss_kernel` means on this machine."""
-    if infra.loss_kernel != "auto":
-        return infra.loss_kernel
-    return "torch" if infra.accelerator == "cpu" or logit_kernels.why_not_liger(infra.accelerator) else "liger"
+NO_LIGER = "{}; pip install 'llmtrain[cuda]', or set infra.loss_kernel=auto"
 
 
-def in_words(infra: Infra) -> str:
-    """What computes here, for the line that a run starts with."""
-    kernel = loss_kernel(infra)
-    reason = (
-        logit_kernels.why_not_liger("cuda") if infra.accelerator == "cuda" and infra.loss_kernel == "auto" else None
-    )
-    loss = f"loss by {kernel}" + (f" ({reason})" if reason else "")
-    return f"attention by {attention_kernel(infra)}, {loss}, {infra.precision}, on {infra.accelerator}"
+def use_loss_kernel(infra: Infra) -> str:
+    """Let this process compute by what `infra.loss_kernel` means on its device; in words. Liger's is tried first.
+
+    Raises UserError where Liger's was asked for by name and cannot be used.
+    """
+    reason = None
+    if infra.loss_kernel == "liger" or (infra.loss_kernel == "auto" and infra.accelerator == "cuda"):
+        reason = logit_kernels.why_not_liger(infra.accelerator)
+        if reason and infra.loss_kernel == "liger":
+            raise UserError("infra.loss_kernel=liger: " + NO_LIGER.format(reason))
+        logit_kernels.use("torch" if reason else "liger")
+    else:
+        logit_kernels.use("torch")
+    return f"loss by {logit_kernels.chosen()}" + (f" ({reason})" if reason else "")
 
 
 def prepare(model: PreTrainedModel, infra: Infra) -> None:

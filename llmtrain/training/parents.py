@@ -6,7 +6,7 @@ from pathlib import Path
 from llmtrain.artifacts import TrainedModel
 from llmtrain.config.model import HFModel, Model, PublishedModel, Qwen3Model, SmolLM2Model
 from llmtrain.config.root import TrainConfig
-from llmtrain.data.once import make_once
+from llmtrain.data.once import is_only_looking, make_once
 from llmtrain.data.tokenizer import load_tokenizer
 from llmtrain.errors import CheckpointMismatch, TokenizerMismatch
 from llmtrain.models.build import hf_config, shape_sha256
@@ -31,7 +31,7 @@ def obtain(model: PublishedModel, outputs: Path, say: Callable[[str], None]) -> 
     """
     match model:
         case HFModel():
-            return describe(locate(model, say))
+            return describe(locate(model, say, fetch=not is_only_looking()))
         case SmolLM2Model():
             source = packaged_file()
             directory = outputs / "models" / f"smollm2_135m-{unpacked_key(source)}"

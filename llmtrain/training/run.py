@@ -179,8 +179,9 @@ def _run(
     lightning.seed_everything(config.trainer.seed, verbose=False)
     model = starting_network(config, inputs.parent.directory if inputs.parent else None)
     model.to(config.infra.accelerator)  # baselines and the reference are computed there too
-    say(device.in_words(config.infra))
-    attention.use(model, device.attention_kernel(config.infra))
+    kernel, loss = device.attention_kernel(config.infra), device.use_loss_kernel(config.infra)
+    say(f"attention by {kernel}, {loss}, {config.infra.precision}, on {config.infra.accelerator}")
+    attention.use(model, kernel)
     check_log_probs(model)
     with ranks.first_alone():  # what rank 0 computes and stores, the others read
         match config.trainer:

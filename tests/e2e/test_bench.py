@@ -46,11 +46,16 @@ def test_a_held_out_point_learns_from_the_calibration_runs(repository: Path, tmp
 
 @pytest.mark.timeout(300)
 def test_the_scripts_without_a_peer_run(repository: Path, tmp_path: Path):
-    for command in ("scaling.py --quick --threads 1", "cuda.py --kinds pretrain sft --dry-run --rounds 1 --steps 1"):
+    for command in (
+        "scaling.py --quick --threads 1",
+        "cuda.py --kinds pretrain sft --dry-run --rounds 1 --steps 1",
+        "head.py --quick",
+    ):
         done = shell(f"{sys.executable} {repository}/bench/{command} --json {tmp_path}/found.json", repository)
         assert done.returncode == 0, done.stdout[-3000:]
     found = json.loads((tmp_path / "found.json").read_bytes())
-    assert found.keys() == {"scaling", "cuda pretrain", "cuda sft"}
+    assert found.keys() == {"scaling", "cuda pretrain", "cuda sft", "head cpu"}
+    assert found["head cpu"]["kernels"].keys() == {"logits", "torch"}
     context, twice = found["scaling"]["context"]
     assert twice["context"] == 2 * context["context"]
     assert context["mflop_per_token"] < twice["mflop_per_token"]

@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from llmtrain.config.compose import load_config
 from llmtrain.errors import UnsupportedModel, UserError
+from llmtrain.models import logit_kernels
 from llmtrain.models.attention import use
 from llmtrain.training import device
 from llmtrain.training.batches import TextSteps
@@ -48,40 +49,37 @@ def test_the_kernel_is_that_of_the_accelerator_unless_one_is_named(overrides, ke
     assert device.attention_kernel(load_config(overrides).infra) == kernel
 
 
+MISSING = "liger-kernel is not installed"
+
+
 @pytest.mark.parametrize(
-    ("overrides", "why_not", "kernel", "words"),
+    ("overrides", "why_not", "words"),
     [
-        (["infra=local_cpu"], None, "torch", "attention by segments, loss by torch, fp32, on cpu"),
-        (["infra=local_gpu"], None, "liger", "attention by flex, loss by liger, bf16, on cuda"),
-        (
-            ["infra=local_gpu"],
-            "liger-kernel is not installed",
-            "torch",
-            "attention by flex, loss by torch (liger-kernel is not installed), bf16, on cuda",
-        ),
-        (
-            ["infra=local_gpu", "infra.loss_kernel=torch"],
-            None,
-            "torch",
-            "attention by flex, loss by torch, bf16, on cuda",
-        ),
+        (["infra=local_cpu"], None, "loss by torch"),
+        (["infra=local_gpu"], None, "loss by liger"),
+        (["infra=local_gpu"], MISSING, f"loss by torch ({MISSING})"),
+        (["infra=local_gpu", "infra.loss_kernel=torch"], None, "loss by torch"),
+        (["infra=local_gpu", "infra.loss_kernel=liger"], None, "loss by liger"),
     ],
 )
-def test_the_loss_is_by_liger_where_it_can_be_and_the_run_says_so(monkeypatch, overrides, why_not, kernel, words):
-    monkeypatch.setattr(device.logit_kernels, "why_not_liger", lambda device: why_not)
-    infra = load_config(["infra.precision=fp32", *overrides] if overrides == ["infra=local_cpu"] else overrides).infra
-    assert device.loss_kernel(infra) == kernel
-    assert device.in_words(infra) == words
+def test_the_loss_is_by_liger_where_it_can_be_and_the_run_says_so(monkeypatch, overrides, why_not, words):
+    monkeypatch.setattr(logit_kernels, "why_not_liger", lambda device: why_not)
+    with logit_kernels.using("torch"):
+        assert device.use_loss_kernel(load_config(overrides).infra) == words
+        assert logit_kernels.chosen() == words.split()[2]
 
 
 def test_a_kernel_that_is_named_and_cannot_be_used_is_refused_with_what_to_install(monkeypatch):
     infra = load_config(["infra=local_gpu", "infra.loss_kernel=liger"]).infra
-    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(device.logit_kernels, "why_not_liger", lambda device: "liger-kernel is not installed")
-    with pytest.raises(
-        UserError, match=r"loss_kernel=liger: liger-kernel is not installed; pip install 'llmtrain\[cuda]'"
-    ):
-        device.check(infra)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    refused = rf"loss_kernel=liger: {MISSING}; pip install 'llmtrain\[cuda]'"
+    with monkeypatch.context() as missing:
+        missing.setattr(logit_kernels, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match=refused):
+            device.check(infra)
+    monkeypatch.setattr(logit_kernels, "why_not_liger", lambda device: MISSING)
+    with pytest.raises(UserError, match=refused):
+        device.use_loss_kernel(infra)
     with pytest.raises(UserError, match=r"loss_kernel=liger needs infra.accelerator=cuda; set infra.loss_kernel=auto"):
         load_config(["infra.loss_kernel=liger"])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llmtrain.artifacts import TrainedModel, weights_sha256
 from llmtrain.cli import plan
@@ -16,6 +16,7 @@ from llmtrain.config.data import TextData
 from llmtrain.config.frozen import FrozenRun
 from llmtrain.errors import CheckpointMismatch, IntegrityError, TokenizerMismatch, UserError
 from llmtrain.models import directory as model_directory
+from llmtrain.models import pretrained
 from llmtrain.models.build import build, shape_sha256
 from llmtrain.registry.registry import Registry
 from llmtrain.training.resolve import Inputs, already_prepared, inputs_of, resolve
@@ -329,6 +330,26 @@ def test_prepared_data_are_found_for_a_plan_and_none_are_prepared(outputs: Path,
     assert already_prepared(dpo(*hf, "trainer.sequence_tokens=40"), outputs) is None, "other pairs fit"
     (tmp_path / "pairs.jsonl").write_text("")
     assert already_prepared(dpo(*hf), outputs) is None, "the file is another one"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("model=hf", "model.path=owner/name", "model.name=name"),
+        (*TINY[:2], "model.tokenizer={kind: hf, path: owner/name}"),
+    ],
+)
+def test_nothing_is_fetched_for_a_plan(outputs: Path, monkeypatch: pytest.MonkeyPatch, line: tuple[str, ...]):
+    asked = []
+
+    def hub(name: str, *, local_files_only: bool, **others: object) -> None:
+        asked.append((name, local_files_only))
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(pretrained, "snapshot_download", hub)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", hub)
+    assert already_prepared(pretrain(*line) if line[0] != "model=hf" else sft(*line), outputs) is None
+    assert asked == [("owner/name", True)]
 
 
 def test_a_plan_knows_the_steps_of_prepared_pairs(published: Path, capsys: pytest.CaptureFixture[str]):
