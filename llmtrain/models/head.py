@@ -104,15 +104,16 @@ class _Gradients:
     def add_rows(self, where: slice, of_logits: Tensor, scale: Tensor, hidden: Tensor, weight: Tensor) -> None:
         """The same for `scale * of_logits`, one factor a target, without writing that down; of_logits [rows,
         vocabulary] and hidden [rows, width] may have more rows than there are targets, of zeros."""
-        scale = filled_up(scale.to(hidden.dtype)[:, None])
+        factors = scale.new_zeros(len(hidden), 1)  # at least fp32: what is scaled is rounded once
+        factors[: len(scale), 0] = scale
         if self.hidden is not None:
             of_hidden = self.hidden[where]
             if len(of_hidden) == len(of_logits):
-                torch.mm(of_logits, weight, out=of_hidden).mul_(scale)
+                torch.mm(of_logits, weight, out=of_hidden).mul_(factors)
             else:
-                of_hidden.copy_((torch.mm(of_logits, weight) * scale)[: len(of_hidden)])
+                of_hidden.copy_((torch.mm(of_logits, weight) * factors)[: len(of_hidden)])
         if self.weight is not None:
-            self._add_to_weight(of_logits.T, hidden * scale)
+            self._add_to_weight(of_logits.T, (hidden * factors).to(hidden.dtype))
 
     def _add_to_weight(self, left: Tensor, right: Tensor) -> None:
         assert self.weight is not None

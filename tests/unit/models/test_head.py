@@ -264,3 +264,13 @@ def test_products_in_bf16_on_a_cpu_have_few_shapes(precision, rows):
         ours, theirs = (torch.autograd.grad(total, (hidden, output.weight)) for total in (loss, exact))
         assert_near(list(ours), list(theirs), 2e-2)
     assert sizes - {WIDTH, 97} == rows
+
+
+def test_a_factor_of_the_loss_is_not_rounded_to_bf16():
+    """1/1000 in bf16 is 0.055 % too small, and so would be every gradient."""
+    hidden, weight, targets = setting(200, 97, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scaled, plain = (loss_of_tokens(hidden, weight, targets, scale, 1_000) for scale in (1e-3, 1.0))
+    for ours, wanted in zip(gradients(scaled, hidden, weight), gradients(plain, hidden, weight), strict=True):
+        ratio = (1000 * ours * wanted).sum() / wanted.square().sum()
+        assert ratio.item() == pytest.approx(1, abs=3e-4)
