@@ -55,7 +55,7 @@ def why_not_liger(device: str) -> str | None:
     try:
         found = liger_log_probs(logits, targets, True)
     except Exception as error:  # another version's kernel, or Triton without a compiler or a device
-        return f"liger-kernel cannot be used here: {error}"
+        return f"liger-kernel cannot be used here: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if torch.allclose(found, wanted, atol=1e-4) and torch.allclose(logits, wanted_gradient, atol=1e-5):
         return None
     return "liger-kernel computes something else than PyTorch"

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,16 @@ class Published:
     """A model's directory on this machine, and what the rest of the config has to fit."""
 
     directory: Path
-    weights_sha256: str
     shape_sha256: str
     vocab_size: int
     """Rows of the embedding."""
     max_position_embeddings: int | None
     """Longest context, in tokens; None where the architecture has no limit."""
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of all its weights: seconds for each few GB, so that only who needs it waits."""
+        return weights_sha256(self.directory)
 
 
 def locate(model: HFModel, say: Callable[[str], None], *, fetch: bool = True) -> Path:
@@ -53,11 +58,10 @@ def is_on_the_hub(model: HFModel) -> bool:
 
 
 def describe(directory: Path) -> Published:
-    """What is in `directory`, its weights hashed. Raises as `read_config` does."""
+    """What is in `directory`. Raises as `read_config` does."""
     config = read_config(directory)
     return Published(
         directory,
-        weights_sha256(directory),
         directory_shape_sha256(directory),
         config["vocab_size"],
         config["max_position_embeddings"],

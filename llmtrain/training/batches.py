@@ -21,6 +21,7 @@ from llmtrain.data.order import shuffled
 from llmtrain.data.packing import best_fit, pieces
 from llmtrain.data.preferences import PreferencePairs
 from llmtrain.data.text import TokenShards
+from llmtrain.models.logprobs import SAME_SHAPE
 from llmtrain.models.packed import Packed, Tree, document, pack, pair
 
 
@@ -273,7 +274,7 @@ def padding(infra: Infra) -> dict[str, int]:
     and kept."""
     if infra.compile:
         return {"pad_to": -(-infra.micro_batch_tokens // 128) * 128}
-    return {"multiple_of": 128} if infra.accelerator == "cpu" and infra.precision == "bf16" else {}
+    return {"multiple_of": SAME_SHAPE} if infra.accelerator == "cpu" and infra.precision == "bf16" else {}
 
 
 def steps_from(steps: Steps, first_step: int) -> DataLoader[StepBatch]:

@@ -100,15 +100,25 @@ def resolve(
 
 
 def already_prepared(config: TrainConfig, outputs: Path) -> DatasetManifest | None:
-    """The prepared data that a run of `config` would learn from, where they are there; nothing is prepared."""
+    """The prepared data that a run of `config` would learn from, where they are there; nothing is prepared or fetched.
+
+    Files of text are hashed, as at the start of a run; a published model's weights are not.
+    """
+    if not (outputs / "data").is_dir():
+        return None
+
+    def silent(line: str) -> None:
+        pass
+
     try:
         with only_looking():
-            published = (
-                None if isinstance(config.model, Qwen3Model) else obtain(config.model, outputs, lambda line: None)
-            )
-            parent = _known_parent(config, published, outputs)
-            tokenizer_directory = _prepared_tokenizer(config, published, parent, outputs, lambda line: None)
-            manifests = _prepared_data(config, tokenizer_directory, outputs, lambda line: None)
+            published = None if isinstance(config.model, Qwen3Model) else obtain(config.model, outputs, silent)
+            if published and _init_from(config) in (FRESH, LATEST):
+                parent: StoredModel | None = StoredModel(published.directory, "not hashed", None, None)
+            else:
+                parent = _known_parent(config, published, outputs)
+            tokenizer_directory = _prepared_tokenizer(config, published, parent, outputs, silent)
+            manifests = _prepared_data(config, tokenizer_directory, outputs, silent)
     except (NotMade, UserError, IntegrityError):  # what keeps a run from starting is said when one is started
         return None
     return next(manifest for manifest in reversed(manifests) if manifest)

@@ -84,7 +84,7 @@ def test_bf16_keeps_the_gradient_of_a_target_that_is_nearly_certain():
 
 def test_what_keeps_a_process_from_ligers_kernel_is_said(monkeypatch: pytest.MonkeyPatch):
     def other_kernel(*_: object) -> None:
-        raise TypeError("missing a required argument: 'another'")
+        raise TypeError("missing a required argument: 'another'\nand a page of Triton's")
 
     why_not = logit_kernels.why_not_liger
     monkeypatch.setattr(logit_kernels, "find_spec", lambda name: None)
@@ -93,7 +93,7 @@ def test_what_keeps_a_process_from_ligers_kernel_is_said(monkeypatch: pytest.Mon
     monkeypatch.setattr(logit_kernels, "liger_log_probs", lambda logits, targets, _: logits[:, 0])
     assert why_not("cpu") == "liger-kernel computes something else than PyTorch"
     monkeypatch.setattr(logit_kernels, "liger_log_probs", other_kernel)
-    assert why_not("cpu") == "liger-kernel cannot be used here: missing a required argument: 'another'"
+    assert why_not("cpu") == "liger-kernel cannot be used here: TypeError: missing a required argument: 'another'"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

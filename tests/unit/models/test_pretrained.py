@@ -47,6 +47,7 @@ def test_the_names_of_gpt2_are_understood(tmp_path: Path):
 
 def test_identity_is_the_content_and_not_the_place(llama: Path, tmp_path: Path):
     here = describe(llama)
+    assert len(here.weights_sha256) == 64  # hashed when it is first asked for
     there = describe(llama.rename(tmp_path / "moved"))
     assert (here.weights_sha256, here.shape_sha256) == (there.weights_sha256, there.shape_sha256)
     tensors = load_file(tmp_path / "moved" / "model.safetensors")

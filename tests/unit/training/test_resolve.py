@@ -313,7 +313,9 @@ def test_other_data_in_their_place_are_found(outputs: Path):
         inputs_of(frozen, outputs)
 
 
-def test_prepared_data_are_found_for_a_plan_and_none_are_prepared(outputs: Path, published: Path, tmp_path: Path):
+def test_prepared_data_are_found_for_a_plan_and_none_are_prepared(
+    outputs: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     hf = ("model=hf", f"model.path={published}", "model.name=published")
     for settings in (
         sft(*hf),
@@ -328,6 +330,9 @@ def test_prepared_data_are_found_for_a_plan_and_none_are_prepared(outputs: Path,
         _, inputs = resolved(settings, outputs)
         assert already_prepared(settings, outputs) == inputs.manifests[-1]
     assert already_prepared(dpo(*hf, "trainer.sequence_tokens=40"), outputs) is None, "other pairs fit"
+    with monkeypatch.context() as unhashed:
+        unhashed.setattr(pretrained, "weights_sha256", lambda directory: pytest.fail("a plan hashes no weights"))
+        assert already_prepared(dpo(*hf), outputs) is not None
     (tmp_path / "pairs.jsonl").write_text("")
     assert already_prepared(dpo(*hf), outputs) is None, "the file is another one"
 
@@ -346,6 +351,7 @@ def test_nothing_is_fetched_for_a_plan(outputs: Path, monkeypatch: pytest.Monkey
         asked.append((name, local_files_only))
         raise OSError("not in the cache")
 
+    (outputs / "data").mkdir(parents=True)  # where there is none, nobody looks further
     monkeypatch.setattr(pretrained, "snapshot_download", hub)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", hub)
     assert already_prepared(pretrain(*line) if line[0] != "model=hf" else sft(*line), outputs) is None
