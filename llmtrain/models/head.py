@@ -9,7 +9,6 @@ preference pair), as long as a group's tokens fit a chunk; a longer group is pas
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmtrain.models.logit_kernels import at_least_fp32, log_probs_and_gradient
-from llmtrain.models.logprobs import as_autocast, filled_up, logits_memory, rows_filled_up
+from llmtrain.models.logprobs import as_autocast, equal_parts, filled_up, logits_memory, rows_filled_up
 
 LossOfSums = Callable[[Tensor, slice], Tensor]
 """(log-probability sums of some owners [owners], which owners they are) -> the sum of their losses, a scalar."""
@@ -63,7 +62,7 @@ def loss_of_sums(
 
 def loss_of_tokens(hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, chunk_tokens: int) -> Tensor:
     """`-scale * sum of log p(target)`: cross-entropy, whose gradient needs nothing but the token itself."""
-    parts = _cut(slice(0, len(targets)), chunk_tokens)
+    parts = equal_parts(slice(0, len(targets)), chunk_tokens)
     chunks = [Chunk(part, slice(number, number + 1)) for number, part in enumerate(parts)]
     owners = torch.empty_like(targets)
     for chunk in chunks:
@@ -140,7 +139,7 @@ class _LossOfSums(torch.autograd.Function):
         logits = _Logits(chunks, chunk_tokens, hidden, cast)
         total = hidden.new_zeros((), dtype=at_least_fp32(hidden.dtype))
         for chunk in chunks:
-            parts = _cut(chunk.targets, chunk_tokens)  # more than one where a single group is longer than a chunk
+            parts = equal_parts(chunk.targets, chunk_tokens)  # several where a single group is longer than a chunk
             log_probs = torch.cat([logits.log_probs(part, targets) for part in parts])
             value, upstream = _loss_and_gradient(log_probs, owners[chunk.targets] - chunk.owners.start, chunk, loss)
             total += value
@@ -165,7 +164,7 @@ class _LossOfLogits(torch.autograd.Function):
         hidden, cast = as_autocast(hidden.detach(), weight.detach())
         gradients = _Gradients(ctx, hidden, weight)
         total = hidden.new_zeros((), dtype=at_least_fp32(hidden.dtype))
-        for part in _cut(slice(0, len(hidden)), chunk_tokens):
+        for part in equal_parts(slice(0, len(hidden)), chunk_tokens):
             with torch.enable_grad():
                 logits = (hidden[part] @ cast.T).to(at_least_fp32(hidden.dtype)).requires_grad_(gradients.needed)
                 value = loss(logits, part)
@@ -187,7 +186,7 @@ class _Logits:
 
     def __init__(self, chunks: Sequence[Chunk], chunk_tokens: int, hidden: Tensor, weight: Tensor) -> None:
         self.hidden, self.weight = hidden, weight
-        most = max([0, *(_size(part) for chunk in chunks for part in _cut(chunk.targets, chunk_tokens))])
+        most = max([0, *(_size(part) for chunk in chunks for part in equal_parts(chunk.targets, chunk_tokens))])
         self.memory = logits_memory(hidden, rows_filled_up(most, hidden), len(weight))
         self.rows, self.of_rows = hidden, self.memory
 
@@ -215,14 +214,6 @@ def _scaled(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
     if upstream.device.type == "cpu" and upstream.item() == 1:
         return found.hidden, found.weight
     return tuple(None if t is None else t.mul_(upstream) for t in (found.hidden, found.weight))  # type: ignore[return-value]
-
-
-def _cut(whole: slice, size: int) -> list[slice]:
-    """`whole` in parts of equal size, at most `size`: products of one to three rows lose a digit in fp32."""
-    length = _size(whole)
-    count = max(1, -(-length // size))
-    bounds = [whole.start + length * n // count for n in range(count + 1)]
-    return [slice(a, b) for a, b in pairwise(bounds)]
 
 
 def _size(where: slice) -> int:

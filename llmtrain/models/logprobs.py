@@ -4,6 +4,8 @@ Of 16 rows of 1,024 tokens over Qwen3's 151,936 entries the fp32 logits alone wo
 takes 0.6 GB. For training, llmtrain.models.head turns a chunk into its gradients as well.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -42,6 +44,14 @@ def token_log_probs(hidden: Tensor, output: nn.Linear, targets: Tensor, chunk_to
         logits = torch.mm(rows, weight.T, out=memory[: len(rows)])
         found.append(log_probs(logits[: len(part)], ids))
     return torch.cat(found)
+
+
+def equal_parts(whole: slice, size: int) -> list[slice]:
+    """`whole` in parts of equal size, at most `size`: products of one to three rows lose a digit in fp32."""
+    length = whole.stop - whole.start
+    count = max(1, -(-length // size))
+    bounds = [whole.start + length * number // count for number in range(count + 1)]
+    return [slice(*ends) for ends in pairwise(bounds)]
 
 
 def filled_up(rows: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ The key is the hash of everything they depend on: weights, text (with its tokeni
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from llmtrain.data.once import make_once
 from llmtrain.data.text import TokenShards
 from llmtrain.errors import UserError
 from llmtrain.models.logit_kernels import at_least_fp32
-from llmtrain.models.logprobs import hidden_states
+from llmtrain.models.logprobs import equal_parts, hidden_states
 from llmtrain.models.packed import Packed, document, pack
 from llmtrain.training.batches import padding
 from llmtrain.training.divergences import TopK, divergence, top_k
@@ -139,7 +138,7 @@ def unigram_divergence(
     total = 0.0
     for rows in text.batches(infra):
         known = teacher.of(rows, "cpu")
-        for here in _cut(len(known.ids), infra.loss_chunk_tokens):
+        for here in equal_parts(slice(0, len(known.ids)), infra.loss_chunk_tokens):
             part = known[here]
             logits = log_frequencies.expand(len(part.ids), -1)
             total += divergence(logits, part, trainer.temperature, trainer.divergence).double().sum().item()
@@ -188,13 +187,6 @@ def _top_k(model: PreTrainedModel, text: Text, trainer: DistillTrainer, entries:
 def _logits(model: PreTrainedModel, packed: Packed, infra: Infra) -> Iterator[tuple[slice, Tensor]]:
     """[targets, vocabulary] logits, in at least fp32, of at most `infra.loss_chunk_tokens` targets at once."""
     hidden, output = hidden_states(model, packed), model.get_output_embeddings()
-    for here in _cut(len(hidden), infra.loss_chunk_tokens):
+    for here in equal_parts(slice(0, len(hidden)), infra.loss_chunk_tokens):
         logits = output(hidden[here])
         yield here, logits.to(at_least_fp32(logits.dtype))
-
-
-def _cut(length: int, size: int) -> list[slice]:
-    """`length` targets in parts of equal size, at most `size`: products of one to three rows lose a digit in fp32."""
-    count = max(1, -(-length // size))
-    bounds = [length * number // count for number in range(count + 1)]
-    return [slice(*ends) for ends in pairwise(bounds)]
