@@ -15,6 +15,7 @@ from llmtrain.config.suggest import closest, did_you_mean
 
 Root = TypeVar("Root", bound=Settings)
 """The class of a command's whole config."""
+ALL = "; llmtrain explain lists them all"
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,14 @@ def _unknown(
             )
             text = f"no such setting with {group}={_kind(group, data)}; it belongs to {group}={' or '.join(owners)}"
         elif guesses or len(leaf) > 1:
-            text = "no such setting" + did_you_mean(guesses)
+            text = "no such setting" + (did_you_mean(guesses) or ALL)
         else:
             text = f"no such setting or group; the groups are {', '.join(groups)}"
         problems.append(Problem(name, text, origins.place(leaf)))
         if len(guesses) == 1 and guesses[0] in here and name not in elsewhere and content != "???":
             target = tuple(guesses[0].split("."))
-            if isinstance(parent := lookup(data, target[:-1]), dict):
+            parent, meant = lookup(data, target[:-1]), lookup(data, target)
+            if isinstance(parent, dict) and (isinstance(content, dict) or not isinstance(meant, dict)):
                 parent[target[-1]] = content
                 origins.chains[target] = origins.chains.get(target, []) + origins.chains.get(leaf, [])
     return problems

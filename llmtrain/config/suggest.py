@@ -2,6 +2,49 @@
 
 from collections.abc import Iterable
 
+ELSEWHERE = {
+    "learning_rate": ["trainer.lr"],
+    "steps": ["trainer.budget_tokens", "trainer.epochs"],
+    "max_steps": ["trainer.budget_tokens", "trainer.epochs"],
+    "num_epochs": ["trainer.epochs"],
+    "num_train_epochs": ["trainer.epochs"],
+    "batch_size": ["trainer.batch_rows", "infra.micro_batch_tokens"],
+    "per_device_train_batch_size": ["trainer.batch_rows", "infra.micro_batch_tokens"],
+    "gradient_accumulation_steps": ["trainer.batch_rows", "infra.micro_batch_tokens"],
+    "max_length": ["trainer.sequence_tokens"],
+    "max_seq_length": ["trainer.sequence_tokens"],
+    "sequence_len": ["trainer.sequence_tokens"],
+    "warmup_steps": ["trainer.warmup_tokens"],
+    "warmup_ratio": ["trainer.warmup_tokens"],
+    "lr_scheduler_type": ["trainer.schedule"],
+    "max_norm": ["trainer.max_grad_norm"],
+    "gradient_clipping": ["trainer.max_grad_norm"],
+    "logging_steps": ["trainer.log_every_tokens"],
+    "eval_steps": ["trainer.evaluate_every_tokens"],
+    "save_steps": ["trainer.checkpoint_every_tokens"],
+    "loss_type": ["trainer.loss"],
+    "rpo_alpha": ["trainer.sft_weight"],
+    "simpo_gamma": ["trainer.target_margin"],
+    "gradient_checkpointing": ["infra.activation_checkpointing"],
+    "attn_implementation": ["infra.attention"],
+    "use_liger_kernel": ["infra.loss_kernel"],
+    "torch_compile": ["infra.compile"],
+    "num_processes": ["infra.ranks"],
+    "devices": ["infra.ranks"],
+    "bf16": ["infra.precision"],
+    "fp16": ["infra.precision"],
+    "r": ["adapter.rank"],
+    "lora_r": ["adapter.rank"],
+    "lora_alpha": ["adapter.alpha"],
+    "lora_dropout": ["adapter.dropout"],
+    "target_modules": ["adapter.targets"],
+    "use_rslora": ["adapter.rslora"],
+    "use_dora": ["adapter.dora"],
+    "model_name_or_path": ["model.name"],
+    "report_to": ["tracking.kind"],
+}
+"""What transformers, TRL, peft, accelerate and axolotl call a setting, and where that is set here; units differ too."""
+
 
 def distance(first: str, second: str) -> int:
     """Letters dropped, added, replaced, or swapped with their neighbour, between two words.
@@ -24,8 +67,11 @@ def closest(word: str, known: Iterable[str]) -> list[str]:
     """The names that `word` was probably meant to be, several where they are equally near, none where all are far.
 
     Whole dotted names are compared first, then their last parts (`model.lr` and `lr` find `trainer.lr`), then parts of
-    the last parts (`trainer.warmup` finds `trainer.warmup_tokens`).
+    the last parts (`trainer.warmup` finds `trainer.warmup_tokens`). Names of `ELSEWHERE` come before all these.
     """
+    known = list(known)
+    if other := [name for name in ELSEWHERE.get(word.rpartition(".")[2], []) if name in known]:
+        return other
     whole = {name: name for name in known}
     last = {name: name.rpartition(".")[2] for name in whole}
     end = word.rpartition(".")[2]

@@ -150,7 +150,7 @@ def test_a_group_of_ones_own_is_added_with_plus_and_its_keys_are_judged(write: W
     path = write("optimizer/adam.yaml", "foreign: 0.9\n")
     assert problems_of(tmp_path, "optimizer=adam") == [
         "optimizer: write '+optimizer=adam' (override 'optimizer=adam')",
-        f"optimizer.foreign: no such setting ({path}:1)",
+        f"optimizer.foreign: no such setting; llmtrain explain lists them all ({path}:1)",
     ]
 
 

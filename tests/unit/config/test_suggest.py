@@ -2,7 +2,9 @@
 
 import pytest
 
-from llmtrain.config.suggest import closest, did_you_mean, distance
+from llmtrain.config.root import TrainConfig
+from llmtrain.config.schema import settings
+from llmtrain.config.suggest import ELSEWHERE, closest, did_you_mean, distance
 
 KEYS = ["trainer.lr", "trainer.seed", "trainer.warmup_tokens", "model.vocab_size", "model.tokenizer.vocab_size"]
 
@@ -44,3 +46,11 @@ def test_did_you_mean_names_at_most_three():
     assert did_you_mean([]) == ""
     assert did_you_mean(["a"]) == "; did you mean 'a'?"
     assert did_you_mean(["a", "b", "c", "d"]) == "; did you mean 'a' or 'b' or 'c'?"
+
+
+def test_names_from_elsewhere_lead_to_settings_that_there_are():
+    known = [".".join(setting.key) for setting in settings(TrainConfig)]
+    assert {name for names in ELSEWHERE.values() for name in names} <= set(known)
+    assert closest("trainer.learning_rate", known) == ["trainer.lr"]
+    assert closest("max_steps", known) == ["trainer.budget_tokens", "trainer.epochs"]
+    assert not ELSEWHERE.keys() & {name.rpartition(".")[2] for name in known}
