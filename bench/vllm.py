@@ -41,6 +41,8 @@ from llmtrain.serving.vllm import MODULE, arguments, environment, interpreter, p
 ROOT = Path(__file__).parents[1]
 GUARDED = ("--middleware",)
 """Options, with their values, that the bare server goes without."""
+REST_S = 3.0
+"""Between two turns: for a second after its last answer an engine's threads take both cores from the other server."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,7 @@ def main() -> None:
                 for concurrent, (ours, theirs) in seen.items():
                     turns = [(our, ours), (their, theirs)]
                     for server, found in turns if number % 2 else reversed(turns):
+                        time.sleep(REST_S)
                         one = asyncio.run(load(server, chosen, concurrent, number))
                         if number:  # the first round warms up
                             found.append(one)
