@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 GUARDED = ("--middleware",)
 """Options, with their values, that the bare server goes without."""
 REST_S = 3.0
-"""Between two turns: for a second after its last answer an engine's threads take both cores from the other server."""
+"""Between two turns: an engine's worker takes one core for a second after its last answer, from the other server."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from llmtrain.config.base import Changes, Settings
 from llmtrain.config.compose import Checked
 from llmtrain.config.options import description
 from llmtrain.config.origins import Origin
-from llmtrain.config.problems import ALL
 from llmtrain.config.schema import ONLY, Key, Setting, exists_in, lookup, setting_at, settings, variants, wanted
-from llmtrain.config.suggest import closest, did_you_mean
+from llmtrain.config.suggest import closest, did_you_mean, where_listed
 from llmtrain.errors import ConfigError
 
 EFFECTS = {
@@ -57,7 +56,7 @@ def explain(name: str, checked: Checked[Settings], options: dict[str, dict[str, 
         return _of_another_kind(others, checked)
     names = dict.fromkeys(".".join(setting.key) for setting in settings(checked.root))
     guess = did_you_mean(closest(name, [*options, *names]))
-    raise ConfigError([f"{name}: no such setting{guess or ALL}"])
+    raise ConfigError([f"{name}: no such setting{guess or where_listed(name, names)}"])
 
 
 def explain_all(checked: Checked[Settings]) -> list[Explanation]:

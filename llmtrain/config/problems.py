@@ -11,11 +11,10 @@ from pydantic import ValidationError
 from llmtrain.config.base import Settings
 from llmtrain.config.origins import Origins
 from llmtrain.config.schema import Key, Setting, exists_in, key_of, lookup, setting_at, settings, variants, wanted
-from llmtrain.config.suggest import closest, did_you_mean
+from llmtrain.config.suggest import closest, did_you_mean, where_listed
 
 Root = TypeVar("Root", bound=Settings)
 """The class of a command's whole config."""
-ALL = "; llmtrain explain lists them all"
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def _unknown(
             )
             text = f"no such setting with {group}={_kind(group, data)}; it belongs to {group}={' or '.join(owners)}"
         elif guesses or len(leaf) > 1:
-            text = "no such setting" + (did_you_mean(guesses) or ALL)
+            text = "no such setting" + (did_you_mean(guesses) or where_listed(name, here))
         else:
             text = f"no such setting or group; the groups are {', '.join(groups)}"
         problems.append(Problem(name, text, origins.place(leaf)))

@@ -40,7 +40,7 @@ ELSEWHERE = {
     "target_modules": ["adapter.targets"],
     "use_rslora": ["adapter.rslora"],
     "use_dora": ["adapter.dora"],
-    "model_name_or_path": ["model.name"],
+    "model_name_or_path": ["model.path"],
     "report_to": ["tracking.kind"],
 }
 """What transformers, TRL, peft, accelerate and axolotl call a setting, and where that is set here; units differ too."""
@@ -85,6 +85,14 @@ def _nearest(word: str, spelled: dict[str, str]) -> list[str]:
     distances = {name: distance(word, spelling) for name, spelling in near.items()}
     least = min(distances.values(), default=limit + 1)
     return [name for name in distances if distances[name] == least] if least <= limit else []
+
+
+def where_listed(name: str, known: Iterable[str]) -> str:
+    """`; llmtrain explain GROUP lists what there is`, where the group that `name` is in has settings among `known`."""
+    group = name.partition(".")[0]
+    if any(other.startswith(f"{group}.") for other in known):
+        return f"; llmtrain explain {group} lists what there is"
+    return "; llmtrain explain lists them all"
 
 
 def did_you_mean(names: list[str]) -> str:
